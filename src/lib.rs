@@ -1,0 +1,34 @@
+//! `azr`: Absolute Zero Reasoner. One model proposes Python tasks, a sandboxed executor validates them, the model
+//! solves them, and one task-relative REINFORCE++ update per step trains both roles.
+//!
+//! This file is the map of the house. Modules stand on floors and import only downward (`tests/tidy.rs` checks):
+//!
+//! | floor | module | its one job |
+//! |---|---|---|
+//! | 8 | `main.rs` | allocator, parse, run, one line of error with a hint, exit code |
+//! | 7 | [`cli`] | flags and TOML to one resolved `Config`; the commands |
+//! | 6 | [`pipeline`], [`pretrain`] | THE self-play loop; the embedded model's pre-training |
+//! | 5 | [`selfplay`] | the algorithm as pure functions and plain structs |
+//! | 5 | [`train`] | packed sequences, policy-gradient loss, backward twin of the forward, AdamW |
+//! | 5 | [`rollout`] | continuous batching over KV pages |
+//! | 4 | [`model`] | parameter table and decoder, written once for rollout and training |
+//! | 3 | [`compute`] | `trait Backend`: a closed vocabulary of fused ops; the devices |
+//! | 3 | [`exec`] | RustPython in supervised, sandboxed processes; knows nothing of models |
+//! | 2 | [`weights`] | mapped weights, config.json, atomic checkpoints in Hugging Face layout |
+//! | 2 | [`observe`] | the only place that knows log formats |
+//! | 1 | [`base`] | run directory, typed events, random numbers, shutdown |
+//! | 0 | [`error`] | one error type with hint and exit code |
+
+pub mod error;
+
+/// Floor 1: run directory, typed events, counter-based random numbers, shutdown.
+pub mod base {
+    pub mod rng;
+}
+
+/// Floor 2: checkpoints on disk.
+pub mod weights {
+    pub mod spec;
+}
+
+pub use error::{Error, Result};
