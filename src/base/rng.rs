@@ -50,7 +50,7 @@ pub fn open_unit_f32(word: u32) -> f32 {
     ((word >> 9) as f32 + 0.5) * (1.0 / 8_388_608.0)
 }
 
-/// A sequential stream: words 0, 1, 2, … of (seed, purpose, a, b).
+/// A sequential stream: words 0, 1, 2 and so on of (seed, purpose, a, b).
 #[derive(Debug, Clone)]
 pub struct Rng {
     key: [u32; 2],
