@@ -31,4 +31,35 @@ pub mod weights {
     pub mod spec;
 }
 
+/// Floor 3: the operations that a model is made of, and the devices that run them.
+pub mod compute {
+    pub mod ops;
+
+    /// The CPU.
+    pub mod cpu {
+        pub mod attention;
+        pub mod backend;
+        pub mod gemm;
+        pub mod head;
+        pub mod math;
+        pub mod rows;
+    }
+}
+
+/// Floor 4: the decoder.
+pub mod model {
+    pub mod forward;
+    pub mod params;
+}
+
+/// Floor 5: training.
+pub mod train {
+    pub mod backward;
+    pub mod loss;
+    pub mod optim;
+    pub mod pack;
+    #[cfg(test)]
+    mod tests;
+}
+
 pub use error::{Error, Result};

@@ -1,0 +1,425 @@
+//! One round of generation: every proposal and solution from prompt to grade, in one continuous batch.
+//!
+//! Three things go on at once: the rollout engine samples, executor processes validate and grade, and this loop passes
+//! work between them. A proposal's probes are admitted the moment its task validates. Nothing here depends on the order
+//! in which work comes back: records are found by id, and whoever reads a finished [`Round`] goes through it in id order.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::stop::StopFlag;
+use crate::compute::ops::Backend;
+use crate::error::{Error, Kind, Result};
+use crate::exec::pool::{Call, Outcome, Pool, Profile, Request, Verdict};
+use crate::model::forward::Decoder;
+use crate::pipeline::judge::{Grade, Judge};
+use crate::pipeline::text::Codec;
+use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
+use crate::selfplay::parse::{self, Answer, Draft};
+use crate::selfplay::prompt::{self, Piece};
+use crate::selfplay::task::{Config, Role, Task, TaskKind};
+
+/// How long the loop waits for the executor when there is nothing to sample.
+const EXECUTOR_WAIT: Duration = Duration::from_millis(50);
+
+/// Id of a sequence: step, configuration, index in the configuration, and 0 for the trained sample or 1.. for a probe.
+pub fn sequence_id(step: u64, config: Config, index: usize, probe: usize) -> u64 {
+    step << 32 | (config.index() as u64) << 24 | (index as u64) << 8 | probe as u64
+}
+
+/// A sampled answer to a task.
+#[derive(Debug, Clone)]
+pub struct Attempt {
+    /// Id of the sequence.
+    pub id: u64,
+    /// What the engine returned.
+    pub completion: Option<Completion>,
+    /// Whether the completion keeps to the format.
+    pub format_ok: bool,
+    /// The answer, if one can be found.
+    pub answer: Option<Answer>,
+    /// The grade, once decided.
+    pub grade: Option<Grade>,
+}
+
+impl Attempt {
+    fn new(id: u64) -> Self {
+        Attempt { id, completion: None, format_ok: false, answer: None, grade: None }
+    }
+
+    /// Share of the checks passed; 0 while undecided.
+    pub fn accuracy(&self) -> f64 {
+        self.grade.as_ref().map_or(0.0, |g| g.accuracy)
+    }
+}
+
+/// A proposed task on its way.
+#[derive(Debug)]
+pub struct Proposal {
+    /// Id of the sequence.
+    pub id: u64,
+    /// Task type and role.
+    pub config: Config,
+    /// Tokens of the prompt.
+    pub prompt: Arc<[u32]>,
+    /// Programs shown as references.
+    pub references: Vec<Arc<Task>>,
+    /// What the engine returned.
+    pub completion: Option<Completion>,
+    /// Whether the completion keeps to the format.
+    pub format_ok: bool,
+    /// The validated task.
+    pub task: Option<Arc<Task>>,
+    /// Why there is none.
+    pub rejection: Option<String>,
+    /// Solver samples that measure the difficulty.
+    pub probes: Vec<Attempt>,
+    draft: Option<Draft>,
+    ungraded: usize,
+}
+
+/// A task to solve and its one trained answer.
+#[derive(Debug)]
+pub struct Solve {
+    /// Task type and role.
+    pub config: Config,
+    /// The task.
+    pub task: Arc<Task>,
+    /// Tokens of the prompt.
+    pub prompt: Arc<[u32]>,
+    /// The answer.
+    pub attempt: Attempt,
+}
+
+/// What a round needs of the rest of the program.
+pub struct Context<'a, B: Backend> {
+    /// The model.
+    pub decoder: &'a Decoder<B>,
+    /// The rollout engine; idle before and after a round.
+    pub engine: &'a mut Engine<B>,
+    /// The executor.
+    pub pool: &'a Pool,
+    /// Text to tokens and back.
+    pub codec: &'a Codec,
+    /// Prompt and answer format, extraction rules, sampling.
+    pub rules: &'a Rules,
+    /// Set by a signal: the round ends with [`Kind::Interrupted`].
+    pub stop: &'a StopFlag,
+}
+
+/// Settings of generation, the same for every round of a run.
+#[derive(Debug, Clone)]
+pub struct Rules {
+    /// Prompt format.
+    pub format: prompt::Format,
+    /// Extraction rules.
+    pub parse: parse::Rules,
+    /// Number of probes per validated task, n.
+    pub num_probes: usize,
+    /// Sampling temperature.
+    pub temperature: f32,
+    /// Longest prompt, in tokens.
+    pub max_prompt: usize,
+    /// Longest completion of the proposer and of the solver, in tokens.
+    pub max_response: [usize; 2],
+    /// Stop tokens by configuration, in the order of [`Config::ALL`].
+    pub stop_tokens: Vec<Arc<[u32]>>,
+}
+
+/// Counts and times of a round.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct RoundStats {
+    /// Tokens sampled.
+    pub sampled_tokens: u64,
+    /// Seconds spent in the model.
+    pub model_s: f64,
+    /// Seconds in which there was nothing to sample and the executor was waited for.
+    pub executor_wait_s: f64,
+    /// Programs sent to the executor.
+    pub num_requests: u64,
+}
+
+/// Proposals and solutions of one step (or one pass of seeding).
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Proposals, in id order.
+    pub proposals: Vec<Proposal>,
+    /// Solutions, in id order.
+    pub solves: Vec<Solve>,
+    /// Counts and times.
+    pub stats: RoundStats,
+}
+
+#[derive(Clone, Copy)]
+enum Owner {
+    Proposal(usize),
+    Probe(usize, usize),
+    Solve(usize),
+}
+
+/// The part of a running round that is not its result.
+struct Traffic {
+    owners: HashMap<u64, Owner>,
+    outbox: VecDeque<(u64, Request)>,
+    in_flight: usize,
+    judge: Judge,
+}
+
+impl Round {
+    /// Adds a proposal to make.
+    pub fn propose(&mut self, id: u64, config: Config, prompt: Arc<[u32]>, references: Vec<Arc<Task>>) {
+        self.proposals.push(Proposal {
+            id,
+            config,
+            prompt,
+            references,
+            completion: None,
+            format_ok: false,
+            task: None,
+            rejection: None,
+            probes: Vec::new(),
+            draft: None,
+            ungraded: 0,
+        });
+    }
+
+    /// Adds a task to solve.
+    pub fn solve(&mut self, id: u64, config: Config, task: Arc<Task>, prompt: Arc<[u32]>) {
+        self.solves.push(Solve { config, task, prompt, attempt: Attempt::new(id) });
+    }
+
+    /// Runs everything that was added to its end.
+    ///
+    /// # Errors
+    /// When the engine or the executor fails, or on a stop signal.
+    pub fn run<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<()> {
+        let mut traffic =
+            Traffic { owners: HashMap::new(), outbox: VecDeque::new(), in_flight: 0, judge: Judge::default() };
+        for (i, p) in self.proposals.iter().enumerate().filter(|(_, p)| p.completion.is_none()) {
+            traffic.owners.insert(p.id, Owner::Proposal(i));
+            cx.submit(p.id, p.config, &p.prompt)?;
+        }
+        for (i, s) in self.solves.iter().enumerate().filter(|(_, s)| s.attempt.completion.is_none()) {
+            traffic.owners.insert(s.attempt.id, Owner::Solve(i));
+            cx.submit(s.attempt.id, s.config, &s.prompt)?;
+        }
+        loop {
+            if cx.stop.is_set() {
+                cx.engine.clear();
+                return Err(Error::new(Kind::Interrupted, "stopped by a signal"));
+            }
+            self.exchange(cx, &mut traffic)?;
+            if !cx.engine.is_idle() {
+                let start = Instant::now();
+                let completions = cx.engine.step(cx.decoder)?;
+                self.stats.model_s += start.elapsed().as_secs_f64();
+                for completion in completions {
+                    self.stats.sampled_tokens += completion.tokens.len() as u64;
+                    self.on_completion(completion, cx, &mut traffic)?;
+                }
+            } else if traffic.in_flight > 0 || !traffic.outbox.is_empty() {
+                let start = Instant::now();
+                if let Ok((tag, verdict)) = cx.pool.results().recv_timeout(EXECUTOR_WAIT) {
+                    self.on_verdict(tag, &verdict, cx, &mut traffic)?;
+                }
+                self.stats.executor_wait_s += start.elapsed().as_secs_f64();
+            } else {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Sends what the executor's queue takes and receives what has come back, without waiting.
+    fn exchange<B: Backend>(&mut self, cx: &mut Context<'_, B>, traffic: &mut Traffic) -> Result<()> {
+        while let Some((tag, request)) = traffic.outbox.pop_front() {
+            if let Some(request) = cx.pool.try_submit(tag, request)? {
+                traffic.outbox.push_front((tag, request));
+                break;
+            }
+            traffic.in_flight += 1;
+            self.stats.num_requests += 1;
+        }
+        while let Ok((tag, verdict)) = cx.pool.results().try_recv() {
+            self.on_verdict(tag, &verdict, cx, traffic)?;
+        }
+        Ok(())
+    }
+
+    fn on_completion<B: Backend>(
+        &mut self,
+        completion: Completion,
+        cx: &mut Context<'_, B>,
+        traffic: &mut Traffic,
+    ) -> Result<()> {
+        let owner = traffic.owners.remove(&completion.id).expect("the engine returns what was submitted");
+        match owner {
+            Owner::Proposal(i) => self.on_proposal(i, completion, cx, traffic),
+            Owner::Solve(i) => {
+                let solve = &mut self.solves[i];
+                read_answer(&mut solve.attempt, completion, solve.config.kind, cx);
+                let answers = [(solve.attempt.id, solve.attempt.answer.clone())];
+                let grades = traffic.judge.submit(&solve.task, &answers, &mut traffic.outbox);
+                traffic.owners.insert(solve.attempt.id, Owner::Solve(i));
+                self.grade(grades, traffic);
+            }
+            Owner::Probe(i, j) => {
+                let proposal = &mut self.proposals[i];
+                read_answer(&mut proposal.probes[j], completion, proposal.config.kind, cx);
+                if proposal.probes.iter().all(|p| p.completion.is_some()) {
+                    let task = proposal.task.as_ref().expect("probes belong to a validated task");
+                    let answers: Vec<_> = proposal.probes.iter().map(|p| (p.id, p.answer.clone())).collect();
+                    for (j, probe) in proposal.probes.iter().enumerate() {
+                        traffic.owners.insert(probe.id, Owner::Probe(i, j));
+                    }
+                    let grades = traffic.judge.submit(task, &answers, &mut traffic.outbox);
+                    self.grade(grades, traffic);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn on_proposal<B: Backend>(
+        &mut self,
+        i: usize,
+        completion: Completion,
+        cx: &mut Context<'_, B>,
+        traffic: &mut Traffic,
+    ) {
+        let proposal = &mut self.proposals[i];
+        let pieces = cx.codec.decode(&completion.tokens);
+        let finished = completion.finish == Finish::Stop;
+        proposal.completion = Some(completion);
+        let source = proposal.references.first().map(Arc::as_ref);
+        let read = parse::proposal(cx.rules.format, proposal.config.kind, &pieces, finished, source, &cx.rules.parse);
+        proposal.format_ok = read.format_ok;
+        match read.draft {
+            Err(reason) => proposal.rejection = Some(reason.to_string()),
+            Ok(draft) => {
+                let calls = draft.inputs.iter().map(|args| Call { args: args.clone(), expect: None }).collect();
+                let request = Request { program: draft.program.clone(), calls, profile: Profile::Propose };
+                traffic.owners.insert(proposal.id, Owner::Proposal(i));
+                traffic.outbox.push_back((proposal.id, request));
+                proposal.draft = Some(draft);
+            }
+        }
+    }
+
+    fn on_verdict<B: Backend>(
+        &mut self,
+        tag: u64,
+        verdict: &Verdict,
+        cx: &mut Context<'_, B>,
+        traffic: &mut Traffic,
+    ) -> Result<()> {
+        traffic.in_flight -= 1;
+        if traffic.judge.expects(tag) {
+            let grades = traffic.judge.on_verdict(tag, verdict);
+            self.grade(grades, traffic);
+            return Ok(());
+        }
+        let Some(Owner::Proposal(i)) = traffic.owners.remove(&tag) else {
+            return Err(Error::failure(format!("the executor answered the unknown request {tag}")));
+        };
+        self.on_validated(i, verdict, cx, traffic)
+    }
+
+    /// Turns a draft whose program ran into a task and admits its probes.
+    fn on_validated<B: Backend>(
+        &mut self,
+        i: usize,
+        verdict: &Verdict,
+        cx: &mut Context<'_, B>,
+        traffic: &mut Traffic,
+    ) -> Result<()> {
+        let proposal = &mut self.proposals[i];
+        let draft = proposal.draft.take().expect("only drafts are validated");
+        let outputs = match outputs(verdict) {
+            Ok(outputs) => outputs,
+            Err(reason) => {
+                proposal.rejection = Some(reason);
+                return Ok(());
+            }
+        };
+        let step = proposal.id >> 32;
+        let task = Arc::new(draft.into_task(outputs, step));
+        let solver = Config { kind: proposal.config.kind, role: Role::Solve };
+        let prompt: Arc<[u32]> = cx.codec.encode(&prompt::solver(cx.rules.format, &task)).into();
+        if prompt.len() > cx.rules.max_prompt {
+            proposal.rejection = Some(format!("the solver's prompt has {} tokens", prompt.len()));
+            return Ok(());
+        }
+        proposal.task = Some(task);
+        for j in 0..cx.rules.num_probes {
+            let id = proposal.id + j as u64 + 1;
+            proposal.probes.push(Attempt::new(id));
+            traffic.owners.insert(id, Owner::Probe(i, j));
+            cx.submit(id, solver, &prompt)?;
+        }
+        proposal.ungraded = cx.rules.num_probes;
+        Ok(())
+    }
+
+    fn grade(&mut self, grades: Vec<Grade>, traffic: &mut Traffic) {
+        for grade in grades {
+            match traffic.owners.remove(&grade.id).expect("a graded answer has an owner") {
+                Owner::Solve(i) => self.solves[i].attempt.grade = Some(grade),
+                Owner::Probe(i, j) => {
+                    self.proposals[i].probes[j].grade = Some(grade);
+                    self.proposals[i].ungraded -= 1;
+                }
+                Owner::Proposal(_) => unreachable!("proposals are validated, not graded"),
+            }
+        }
+    }
+}
+
+impl Proposal {
+    /// Mean accuracy of the probes, the estimate of the success rate; `None` without a validated task.
+    pub fn success_rate(&self) -> Option<f64> {
+        if self.task.is_none() || self.probes.is_empty() {
+            return None;
+        }
+        debug_assert_eq!(self.ungraded, 0, "read only after the round has ended");
+        Some(self.probes.iter().map(Attempt::accuracy).sum::<f64>() / self.probes.len() as f64)
+    }
+}
+
+impl<B: Backend> Context<'_, B> {
+    fn submit(&mut self, id: u64, config: Config, prompt: &Arc<[u32]>) -> Result<()> {
+        self.engine.submit(SampleRequest {
+            id,
+            prompt: prompt.clone(),
+            max_new: self.rules.max_response[usize::from(config.role == Role::Solve)],
+            stop: self.rules.stop_tokens[config.index()].clone(),
+            temperature: self.rules.temperature,
+            top_p: 1.0,
+            top_k: 0,
+        })
+    }
+}
+
+fn read_answer<B: Backend>(attempt: &mut Attempt, completion: Completion, kind: TaskKind, cx: &Context<'_, B>) {
+    let pieces: Vec<Piece> = cx.codec.decode(&completion.tokens);
+    let finished = completion.finish == Finish::Stop;
+    let read = parse::answer(cx.rules.format, kind, &pieces, finished, &cx.rules.parse);
+    attempt.format_ok = read.format_ok;
+    attempt.answer = read.answer;
+    attempt.completion = Some(completion);
+}
+
+/// Output texts of a proposal whose every call gave a value; otherwise why it is not a task.
+fn outputs(verdict: &Verdict) -> Result<Vec<String>, String> {
+    if let Some(rejection) = &verdict.rejection {
+        return Err(rejection.to_string());
+    }
+    verdict
+        .calls
+        .iter()
+        .map(|outcome| match outcome {
+            Outcome::Value { text, .. } => Ok(text.clone()),
+            other => Err(other.to_string()),
+        })
+        .collect()
+}

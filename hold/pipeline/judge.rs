@@ -1,0 +1,131 @@
+//! Grading of answers: which need the executor, which requests they share, and what a verdict means.
+//!
+//! Answers to one abduction task share a child process (one program, many inputs); equal answers are run once.
+//! Everything that is not a clear "equal" is wrong: an exception, a timeout, an unreadable value.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::exec::pool::{Call, Outcome, Profile, Request, Verdict};
+use crate::exec::value::answers_equal;
+use crate::selfplay::parse::Answer;
+use crate::selfplay::task::{Task, TaskKind};
+
+/// One answer's grade.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Grade {
+    /// The answer's id.
+    pub id: u64,
+    /// Share of the checks passed, 0 to 1; induction has several checks, the others one.
+    pub accuracy: f64,
+    /// What happened, for the trace.
+    pub detail: String,
+}
+
+enum Waiting {
+    /// Ids of the answers behind each call.
+    Calls(Vec<Vec<u64>>),
+    /// Ids of the answers that are this same program.
+    Program(Vec<u64>),
+}
+
+/// Turns answers into executor requests and their verdicts into grades.
+#[derive(Default)]
+pub struct Judge {
+    waiting: HashMap<u64, Waiting>,
+}
+
+impl Judge {
+    /// Grades the answers to one task. Those that need no execution are graded at once; requests for the others go to
+    /// `outbox`, tagged with the id of one of their answers.
+    pub fn submit(
+        &mut self,
+        task: &Task,
+        answers: &[(u64, Option<Answer>)],
+        outbox: &mut VecDeque<(u64, Request)>,
+    ) -> Vec<Grade> {
+        let mut grades = Vec::new();
+        let mut distinct: Vec<(&str, Vec<u64>)> = Vec::new();
+        for (id, answer) in answers {
+            match answer {
+                None => grades.push(Grade { id: *id, accuracy: 0.0, detail: "no answer".into() }),
+                Some(answer) if task.kind == TaskKind::Deduction => {
+                    let equal = answers_equal(task.gold_output(), answer.text());
+                    grades.push(at_once(*id, equal));
+                }
+                Some(answer) if task.kind == TaskKind::Error => {
+                    grades.push(at_once(*id, answer.names_error(task.gold_output())));
+                }
+                Some(answer) => match distinct.iter_mut().find(|(text, _)| *text == answer.text()) {
+                    Some((_, ids)) => ids.push(*id),
+                    None => distinct.push((answer.text(), vec![*id])),
+                },
+            }
+        }
+        match task.kind {
+            TaskKind::Abduction if !distinct.is_empty() => {
+                let calls = distinct.iter().map(|(input, _)| call(input, task.gold_output())).collect();
+                let tag = distinct[0].1[0];
+                let ids = distinct.into_iter().map(|(_, ids)| ids).collect();
+                self.waiting.insert(tag, Waiting::Calls(ids));
+                outbox.push_back((tag, Request { program: task.program.clone(), calls, profile: Profile::Answer }));
+            }
+            TaskKind::Induction => {
+                for (program, ids) in distinct {
+                    let calls = task.hidden_pairs().map(|(input, output)| call(input, output)).collect();
+                    let tag = ids[0];
+                    self.waiting.insert(tag, Waiting::Program(ids));
+                    outbox.push_back((tag, Request { program: program.to_owned(), calls, profile: Profile::Answer }));
+                }
+            }
+            _ => {}
+        }
+        grades
+    }
+
+    /// Whether a tag belongs to a request of this judge.
+    pub fn expects(&self, tag: u64) -> bool {
+        self.waiting.contains_key(&tag)
+    }
+
+    /// Grades what a verdict decides.
+    ///
+    /// # Panics
+    /// When no request has this tag.
+    pub fn on_verdict(&mut self, tag: u64, verdict: &Verdict) -> Vec<Grade> {
+        let waiting = self.waiting.remove(&tag).expect("a verdict answers a request of this judge");
+        if let Some(rejection) = &verdict.rejection {
+            let ids = match waiting {
+                Waiting::Calls(calls) => calls.concat(),
+                Waiting::Program(ids) => ids,
+            };
+            let detail = rejection.to_string();
+            return ids.into_iter().map(|id| Grade { id, accuracy: 0.0, detail: detail.clone() }).collect();
+        }
+        match waiting {
+            Waiting::Calls(calls) => calls
+                .into_iter()
+                .zip(&verdict.calls)
+                .flat_map(|(ids, outcome)| {
+                    let accuracy = if outcome.matches() { 1.0 } else { 0.0 };
+                    let detail = outcome.to_string();
+                    ids.into_iter().map(move |id| Grade { id, accuracy, detail: detail.clone() })
+                })
+                .collect(),
+            Waiting::Program(ids) => {
+                let passed = verdict.calls.iter().filter(|o| o.matches()).count();
+                let accuracy = passed as f64 / verdict.calls.len().max(1) as f64;
+                let failure = verdict.calls.iter().find(|o| !o.matches());
+                let detail = failure.map_or_else(|| "all hidden pairs equal".to_owned(), Outcome::to_string);
+                ids.into_iter().map(|id| Grade { id, accuracy, detail: detail.clone() }).collect()
+            }
+        }
+    }
+}
+
+fn call(args: &str, expect: &str) -> Call {
+    Call { args: args.to_owned(), expect: Some(expect.to_owned()) }
+}
+
+fn at_once(id: u64, equal: bool) -> Grade {
+    Grade { id, accuracy: if equal { 1.0 } else { 0.0 }, detail: if equal { "equal" } else { "not equal" }.to_owned() }
+}

@@ -1,0 +1,530 @@
+//! The CPU behind [`Backend`]: work is spread over rows or output columns on a pool of its own, never in a way that a
+//! result could notice.
+
+use std::cell::UnsafeCell;
+use std::sync::Arc;
+
+use rayon::prelude::*;
+
+use crate::compute::cpu::attention::{BackwardIn, BackwardScratch, SeqKv, attend_backward, attend_group, write_page};
+use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
+use crate::compute::cpu::head;
+use crate::compute::cpu::rows::{self, multiversion};
+use crate::compute::ops::{AdamW, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, Norms, PAGE, RopeTable, Span};
+use crate::error::{Error, Result};
+
+/// Rows per task of row-wise operations.
+const ROWS: usize = 32;
+/// Elements per task of elementwise operations; also the block of the gradient norm's sum.
+const BLOCK: usize = 1 << 14;
+/// Rows whose logits are held at a time.
+const HEAD_ROWS: usize = 48;
+/// Weights larger than this do not stay in the cache: all threads then share one pass over them.
+const SHARED_PASS_BYTES: usize = 24 << 20;
+
+/// The CPU: instruction set and thread pool.
+#[derive(Clone)]
+pub struct CpuBackend {
+    isa: Isa,
+    pool: Arc<rayon::ThreadPool>,
+    serial: bool,
+}
+
+/// A weight packed for products.
+pub struct CpuLinear {
+    forward: Packed,
+    backward: Option<Packed>,
+}
+
+/// Keys and values of all layers.
+pub struct CpuKv {
+    layers: Vec<LayerKv>,
+    page_len: usize,
+}
+
+struct LayerKv {
+    keys: Shared,
+    values: Shared,
+}
+
+/// An array that threads write disjoint pages of.
+struct Shared(UnsafeCell<Vec<f32>>);
+
+// SAFETY: `write_kv` writes only pages that belong to one sequence of the batch, and no page is read in the same call.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(&self) -> &[f32] {
+        // SAFETY: readers run after the writers of their pages (same thread, or a later operation).
+        unsafe { &*self.0.get() }
+    }
+
+    fn page(&self, page: u32, len: usize) -> *mut f32 {
+        // SAFETY: the vector never changes its length, and the index is checked here.
+        unsafe {
+            let all = &mut *self.0.get();
+            assert!((page as usize + 1) * len <= all.len(), "page {page} exists");
+            all.as_mut_ptr().add(page as usize * len)
+        }
+    }
+}
+
+impl CpuBackend {
+    /// A pool of `threads` threads (0: one per core) and the best instruction set of this machine.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn new(threads: usize) -> Result<Self> {
+        Self::with_isa(threads, Isa::detect())
+    }
+
+    /// As [`CpuBackend::new`] with a given instruction set, for tests.
+    ///
+    /// # Errors
+    /// When threads cannot be started.
+    pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("azr-compute-{i}"))
+            .build()
+            .map_err(|e| Error::environment(format!("cannot start {threads} threads: {e}")))?;
+        Ok(CpuBackend { isa, pool: Arc::new(pool), serial: false })
+    }
+
+    /// Number of threads.
+    pub fn num_threads(&self) -> usize {
+        self.pool.current_num_threads()
+    }
+
+    /// Instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Calls `f` with matching pieces of `n` rows of two arrays.
+    fn rows2(&self, a: &[f32], wa: usize, b: &mut [f32], wb: usize, f: impl Fn(&[f32], &mut [f32]) + Sync + Send) {
+        if self.serial {
+            f(a, b);
+        } else {
+            a.par_chunks(ROWS * wa).zip(b.par_chunks_mut(ROWS * wb)).for_each(|(a, b)| f(a, b));
+        }
+    }
+
+    /// Calls `f` with pieces of columns `0..d`, as (first column, piece).
+    fn columns(&self, out: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync + Send) {
+        let width = 64;
+        if self.serial {
+            out.chunks_mut(width).enumerate().for_each(|(i, c)| f(i * width, c));
+        } else {
+            out.par_chunks_mut(width).enumerate().for_each(|(i, c)| f(i * width, c));
+        }
+    }
+}
+
+/// (position, page table) of every row.
+fn positions<'a>(spans: &[Span<'a>]) -> Vec<(usize, &'a [u32])> {
+    spans.iter().flat_map(|s| (s.pos..s.pos + s.len).map(|p| (p, s.pages))).collect()
+}
+
+multiversion! {
+    fn attend(heads: Heads, q: &[f32], kv: SeqKv<'_>, g: usize, pos: usize, scores: &mut Vec<f32>, out: &mut [f32], lse: &mut [f32]) = attend_group
+}
+multiversion! {
+    fn backward_of_group(heads: Heads, kv: SeqKv<'_>, g: usize, io: &BackwardIn<'_>, scratch: &mut BackwardScratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) = attend_backward
+}
+multiversion! {
+    fn rope_row(heads: Heads, row: &mut [f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>) = rows::rope_row
+}
+multiversion! {
+    fn rope_row_backward(heads: Heads, row: &mut [f32], raw: &[f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>, dnorms: Option<(&mut [f32], &mut [f32])>) = rows::rope_row_backward
+}
+
+fn angles(table: &RopeTable, heads: Heads, pos: usize) -> (&[f32], &[f32]) {
+    let half = heads.head_dim / 2;
+    (&table.cos[pos * half..][..half], &table.sin[pos * half..][..half])
+}
+
+fn width(heads: Heads) -> usize {
+    (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
+}
+
+impl Backend for CpuBackend {
+    type Buf = Vec<f32>;
+    type Linear = CpuLinear;
+    type Kv = CpuKv;
+
+    fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        if self.serial { f() } else { self.pool.install(f) }
+    }
+
+    fn lanes(&self, weight_bytes: usize) -> usize {
+        if self.serial || weight_bytes > SHARED_PASS_BYTES { 1 } else { self.num_threads() }
+    }
+
+    fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R> {
+        if let [part] = parts {
+            return vec![f(self, part)];
+        }
+        let serial = CpuBackend { serial: true, ..self.clone() };
+        self.pool.install(|| parts.par_iter().with_max_len(1).map(|part| f(&serial, part)).collect())
+    }
+
+    fn zeros(&self, len: usize) -> Vec<f32> {
+        vec![0.0; len]
+    }
+
+    fn upload(&self, values: &[f32]) -> Vec<f32> {
+        values.to_vec()
+    }
+
+    fn download(&self, buf: &Vec<f32>) -> Vec<f32> {
+        buf.clone()
+    }
+
+    fn write(&self, buf: &mut Vec<f32>, values: &[f32]) {
+        buf.copy_from_slice(values);
+    }
+
+    fn clear(&self, buf: &mut Vec<f32>) {
+        buf.fill(0.0);
+    }
+
+    fn add(&self, y: &mut Vec<f32>, x: &Vec<f32>) {
+        self.rows2(x, 1, y, 1, |x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+    }
+
+    fn linear(&self, w_nk: &Vec<f32>, n: usize, k: usize, backward: bool) -> CpuLinear {
+        self.scope(|| CpuLinear {
+            forward: Packed::rows(w_nk, n, k),
+            backward: backward.then(|| Packed::columns(w_nk, n, k)),
+        })
+    }
+
+    fn relayout(&self, linear: &mut CpuLinear, w_nk: &Vec<f32>) {
+        let (n, k) = (linear.forward.n, linear.forward.k);
+        linear.forward.pack_rows(w_nk, n, k);
+        if let Some(backward) = &mut linear.backward {
+            backward.pack_columns(w_nk, n, k);
+        }
+    }
+
+    fn matmul(&self, x_tk: &Vec<f32>, w: &CpuLinear, bias: Option<&Vec<f32>>, y_tn: &mut Vec<f32>, add: bool) {
+        matmul(self.isa, x_tk, &w.forward, bias.map(Vec::as_slice), y_tn, add, !self.serial);
+    }
+
+    fn matmul_backward_input(&self, dy_tn: &Vec<f32>, w: &CpuLinear, dx_tk: &mut Vec<f32>, add: bool) {
+        let packed = w.backward.as_ref().expect("a weight that is trained is laid out for its backward pass");
+        matmul(self.isa, dy_tn, packed, None, dx_tk, add, !self.serial);
+    }
+
+    fn matmul_backward_weight(&self, dy_tn: &Vec<f32>, x_tk: &Vec<f32>, n: usize, k: usize, dw_nk: &mut Vec<f32>) {
+        outer(self.isa, dy_tn, x_tk, n, k, dw_nk, &mut OuterScratch::default());
+    }
+
+    fn bias_backward(&self, dy_tn: &Vec<f32>, n: usize, db_n: &mut Vec<f32>) {
+        self.columns(db_n, |from, db| rows::column_sums(self.isa, dy_tn, n, from, db));
+    }
+
+    fn embed(&self, tokens: &[u32], table_vd: &Vec<f32>, d: usize) -> Vec<f32> {
+        tokens.iter().flat_map(|t| &table_vd[*t as usize * d..][..d]).copied().collect()
+    }
+
+    fn embed_backward(&self, tokens: &[u32], dx_td: &Vec<f32>, d: usize, dtable_vd: &mut Vec<f32>) {
+        for (token, dx) in tokens.iter().zip(dx_td.chunks_exact(d)) {
+            for (g, x) in dtable_vd[*token as usize * d..][..d].iter_mut().zip(dx) {
+                *g += x;
+            }
+        }
+    }
+
+    fn rmsnorm(&self, x_td: &Vec<f32>, w_d: &Vec<f32>, eps: f32, y_td: &mut Vec<f32>, rstd_t: &mut Vec<f32>) {
+        let d = w_d.len();
+        if self.serial {
+            return rows::rmsnorm(self.isa, x_td, w_d, eps, y_td, rstd_t);
+        }
+        x_td.par_chunks(ROWS * d)
+            .zip(y_td.par_chunks_mut(ROWS * d))
+            .zip(rstd_t.par_chunks_mut(ROWS))
+            .for_each(|((x, y), rstd)| rows::rmsnorm(self.isa, x, w_d, eps, y, rstd));
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        x_td: &Vec<f32>,
+        w_d: &Vec<f32>,
+        rstd_t: &Vec<f32>,
+        dy_td: &Vec<f32>,
+        dx_td: &mut Vec<f32>,
+        dw_d: &mut Vec<f32>,
+    ) {
+        let d = w_d.len();
+        x_td.par_chunks(ROWS * d)
+            .zip(rstd_t.par_chunks(ROWS))
+            .zip(dy_td.par_chunks(ROWS * d))
+            .zip(dx_td.par_chunks_mut(ROWS * d))
+            .for_each(|(((x, rstd), dy), dx)| rows::rmsnorm_dx(self.isa, x, w_d, rstd, dy, dx));
+        self.columns(dw_d, |from, dw| rows::rmsnorm_dw(self.isa, x_td, rstd_t, dy_td, d, from, dw));
+    }
+
+    fn rope(&self, heads: Heads, qkv_tq: &mut Vec<f32>, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>) {
+        let norms = norms.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
+        let positions = positions(spans);
+        let one = |row: &mut [f32], pos: usize| {
+            let (cos, sin) = angles(table, heads, pos);
+            rope_row(self.isa, heads, row, cos, sin, norms);
+        };
+        let q = width(heads);
+        if self.serial {
+            qkv_tq.chunks_exact_mut(q).zip(&positions).for_each(|(row, p)| one(row, p.0));
+        } else {
+            let rows = qkv_tq.par_chunks_exact_mut(q).with_min_len(ROWS);
+            rows.zip(&positions).for_each(|(row, p)| one(row, p.0));
+        }
+    }
+
+    fn rope_backward(
+        &self,
+        heads: Heads,
+        dqkv_tq: &mut Vec<f32>,
+        raw_tq: &Vec<f32>,
+        spans: &[Span<'_>],
+        table: &RopeTable,
+        norms: Norms<'_, Self>,
+        dnorms: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
+    ) {
+        let norms = norms.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
+        let (positions, q, c) = (positions(spans), width(heads), heads.head_dim);
+        // Each block of rows has its own sums for the norms' gradients; blocks are added in order.
+        let partial: Vec<(Vec<f32>, Vec<f32>)> = dqkv_tq
+            .par_chunks_mut(BLOCK / 64 * q)
+            .zip(positions.par_chunks(BLOCK / 64))
+            .enumerate()
+            .map(|(b, (rows, positions))| {
+                let (mut dq, mut dk) = (vec![0.0; c], vec![0.0; c]);
+                for (i, (row, (pos, _))) in rows.chunks_exact_mut(q).zip(positions).enumerate() {
+                    let raw = raw_tq.get((b * (BLOCK / 64) + i) * q..).unwrap_or_default();
+                    let (cos, sin) = angles(table, heads, *pos);
+                    rope_row_backward(self.isa, heads, row, raw, cos, sin, norms, Some((&mut dq, &mut dk)));
+                }
+                (dq, dk)
+            })
+            .collect();
+        if let Some((dq, dk)) = dnorms {
+            for (q, k) in &partial {
+                dq.iter_mut().zip(q).for_each(|(a, b)| *a += b);
+                dk.iter_mut().zip(k).for_each(|(a, b)| *a += b);
+            }
+        }
+    }
+
+    fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<CpuKv> {
+        let len = heads.page_len().checked_mul(num_pages).filter(|n| *n < isize::MAX as usize / 4);
+        let len = len.ok_or_else(|| Error::new(crate::error::Kind::OutOfMemory, "the KV cache is too large"))?;
+        let array = || Shared(UnsafeCell::new(vec![0.0; len]));
+        let layers = (0..num_layers).map(|_| LayerKv { keys: array(), values: array() }).collect();
+        Ok(CpuKv { layers, page_len: heads.page_len() })
+    }
+
+    fn copy_page(&self, kv: &mut CpuKv, from: u32, to: u32) {
+        let len = kv.page_len;
+        let range = from as usize * len..(from as usize + 1) * len;
+        for layer in &mut kv.layers {
+            for array in [&mut layer.keys, &mut layer.values] {
+                array.0.get_mut().copy_within(range.clone(), to as usize * len);
+            }
+        }
+    }
+
+    fn write_kv(&self, heads: Heads, kv: &CpuKv, layer: usize, qkv_tq: &Vec<f32>, spans: &[Span<'_>]) {
+        let (q, c, len) = (width(heads), heads.head_dim, kv.page_len);
+        let at = heads.num_heads * c;
+        let one = |span: &Span<'_>| {
+            for i in 0..span.len {
+                let row = &qkv_tq[(span.row + i) * q + at..][..2 * heads.num_kv_heads * c];
+                let (key, value) = row.split_at(heads.num_kv_heads * c);
+                let (page, slot) = (span.pages[(span.pos + i) / PAGE], (span.pos + i) % PAGE);
+                let (keys, values) = (kv.layers[layer].keys.page(page, len), kv.layers[layer].values.page(page, len));
+                // SAFETY: this sequence alone owns the pages that it writes, and one task writes a sequence.
+                let (keys, values) =
+                    unsafe { (std::slice::from_raw_parts_mut(keys, len), std::slice::from_raw_parts_mut(values, len)) };
+                write_page(heads, key, value, slot, keys, values);
+            }
+        };
+        if self.serial { spans.iter().for_each(one) } else { spans.par_iter().for_each(one) }
+    }
+
+    fn attention(
+        &self,
+        heads: Heads,
+        kv: &CpuKv,
+        layer: usize,
+        qkv_tq: &Vec<f32>,
+        spans: &[Span<'_>],
+        out_thc: &mut Vec<f32>,
+        lse_th: &mut Vec<f32>,
+    ) {
+        let (q, h, c, r) = (width(heads), heads.num_heads, heads.head_dim, heads.group());
+        let positions = positions(spans);
+        let layer = &kv.layers[layer];
+        let one = |scores: &mut Vec<f32>, t: usize, out: &mut [f32], lse: &mut [f32]| {
+            let (pos, pages) = positions[t];
+            let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages };
+            for g in 0..heads.num_kv_heads {
+                let queries = &qkv_tq[t * q + g * r * c..][..r * c];
+                let (out, lse) = (&mut out[g * r * c..][..r * c], &mut lse[g * r..][..r]);
+                attend(self.isa, heads, queries, kv, g, pos, scores, out, lse);
+            }
+        };
+        if self.serial {
+            let mut scores = Vec::new();
+            for (t, (out, lse)) in out_thc.chunks_exact_mut(h * c).zip(lse_th.chunks_exact_mut(h)).enumerate() {
+                one(&mut scores, t, out, lse);
+            }
+        } else {
+            out_thc
+                .par_chunks_exact_mut(h * c)
+                .zip(lse_th.par_chunks_exact_mut(h))
+                .enumerate()
+                .with_max_len(ROWS)
+                .for_each_init(Vec::new, |scores, (t, (out, lse))| one(scores, t, out, lse));
+        }
+    }
+
+    fn attention_backward(
+        &self,
+        heads: Heads,
+        kv: &CpuKv,
+        layer: usize,
+        qkv_tq: &Vec<f32>,
+        out_thc: &Vec<f32>,
+        lse_th: &Vec<f32>,
+        dout_thc: &Vec<f32>,
+        spans: &[Span<'_>],
+        dqkv_tq: &mut Vec<f32>,
+    ) {
+        let (q, h, c, g_count, r) = (width(heads), heads.num_heads, heads.head_dim, heads.num_kv_heads, heads.group());
+        let layer = &kv.layers[layer];
+        let mut pieces: Vec<(&Span<'_>, &mut [f32])> = Vec::with_capacity(spans.len());
+        let mut rest = dqkv_tq.as_mut_slice();
+        for span in spans {
+            assert_eq!(span.pos, 0, "the backward pass takes whole sequences");
+            let (piece, tail) = rest.split_at_mut(span.len * q);
+            pieces.push((span, piece));
+            rest = tail;
+        }
+        pieces.into_par_iter().with_max_len(1).for_each_init(BackwardScratch::default, |scratch, (span, dqkv)| {
+            let t = span.len;
+            let (mut dq, mut dk, mut dv) = (vec![0.0; t * h * c], vec![0.0; t * c], vec![0.0; t * c]);
+            // Queries are rows of the fused projection; outputs have their own stride, so queries are copied beside them.
+            let mut queries = vec![0.0; t * h * c];
+            for (row, out) in qkv_tq[span.row * q..].chunks_exact(q).zip(queries.chunks_exact_mut(h * c)) {
+                out.copy_from_slice(&row[..h * c]);
+            }
+            for g in 0..g_count {
+                let at = g * r * c;
+                let io = BackwardIn {
+                    q: &queries[at..],
+                    out: &out_thc[span.row * h * c + at..],
+                    d_out: &dout_thc[span.row * h * c + at..],
+                    q_stride: h * c,
+                    lse: &lse_th[span.row * h + g * r..],
+                    lse_stride: h,
+                    num_rows: t,
+                };
+                let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: span.pages };
+                backward_of_group(self.isa, heads, kv, g, &io, scratch, &mut dq[at..], &mut dk, &mut dv);
+                for (i, row) in dqkv.chunks_exact_mut(q).enumerate() {
+                    row[(h + g) * c..][..c].copy_from_slice(&dk[i * c..][..c]);
+                    row[(h + g_count + g) * c..][..c].copy_from_slice(&dv[i * c..][..c]);
+                }
+            }
+            for (row, dq) in dqkv.chunks_exact_mut(q).zip(dq.chunks_exact(h * c)) {
+                row[..h * c].copy_from_slice(dq);
+            }
+        });
+    }
+
+    fn swiglu(&self, gate_up: &Vec<f32>, f: usize, h_tf: &mut Vec<f32>) {
+        self.rows2(gate_up, 2 * f, h_tf, f, |gu, h| rows::swiglu(self.isa, gu, f, h));
+    }
+
+    fn swiglu_backward(&self, gate_up: &Vec<f32>, dh_tf: &Vec<f32>, f: usize, dgate_up: &mut Vec<f32>) {
+        gate_up
+            .par_chunks(ROWS * 2 * f)
+            .zip(dh_tf.par_chunks(ROWS * f))
+            .zip(dgate_up.par_chunks_mut(ROWS * 2 * f))
+            .for_each(|((gu, dh), d)| rows::swiglu_backward(self.isa, gu, dh, f, d));
+    }
+
+    fn draw(&self, x_td: &Vec<f32>, d: usize, head: &CpuLinear, draws: &[(usize, Draw, u32)], seed: u64) -> Vec<Drawn> {
+        let v = head.forward.n;
+        let mut drawn = Vec::with_capacity(draws.len());
+        for draws in draws.chunks(HEAD_ROWS) {
+            let x: Vec<f32> = draws.iter().flat_map(|(row, ..)| &x_td[row * d..][..d]).copied().collect();
+            let mut logits = vec![0.0; draws.len() * v];
+            matmul(self.isa, &x, &head.forward, None, &mut logits, false, !self.serial);
+            let one = |(logits, (_, how, position)): (&mut [f32], &(usize, Draw, u32))| {
+                head::draw(self.isa, logits, how, *position, seed)
+            };
+            if self.serial {
+                drawn.extend(logits.chunks_exact_mut(v).zip(draws).map(one));
+            } else {
+                drawn.par_extend(logits.par_chunks_exact_mut(v).zip(draws).map(one));
+            }
+        }
+        drawn
+    }
+
+    fn logits(&self, x_td: &Vec<f32>, head: &CpuLinear) -> Vec<f32> {
+        let mut logits = vec![0.0; x_td.len() / head.forward.k * head.forward.n];
+        matmul(self.isa, x_td, &head.forward, None, &mut logits, false, !self.serial);
+        logits
+    }
+
+    fn policy_head(
+        &self,
+        x_td: &Vec<f32>,
+        d: usize,
+        head: &CpuLinear,
+        targets: &[HeadTarget],
+        mut grads: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
+    ) -> Vec<HeadReport> {
+        let v = head.forward.n;
+        let mut reports = Vec::with_capacity(targets.len());
+        let rows = (4 * HEAD_ROWS).max((1 << 20) / v / HEAD_ROWS * HEAD_ROWS);
+        let mut logits = vec![0.0; rows.min(targets.len()) * v];
+        let mut scratch = OuterScratch::default();
+        for targets in targets.chunks(rows) {
+            let x: Vec<f32> = targets.iter().flat_map(|t| &x_td[t.row * d..][..d]).copied().collect();
+            let logits = &mut logits[..targets.len() * v];
+            matmul(self.isa, &x, &head.forward, None, logits, false, true);
+            let gradient = grads.is_some();
+            reports.par_extend(
+                logits.par_chunks_exact_mut(v).zip(targets).map(|(z, t)| head::policy(self.isa, z, t, gradient)),
+            );
+            if let Some((dx_td, dw_vd)) = &mut grads {
+                let mut dx = vec![0.0; targets.len() * d];
+                let packed = head.backward.as_ref().expect("a trained head is laid out for its backward pass");
+                matmul(self.isa, logits, packed, None, &mut dx, false, true);
+                for (target, dx) in targets.iter().zip(dx.chunks_exact(d)) {
+                    dx_td[target.row * d..][..d].iter_mut().zip(dx).for_each(|(a, b)| *a += b);
+                }
+                outer(self.isa, logits, &x, v, d, dw_vd, &mut scratch);
+            }
+        }
+        reports
+    }
+
+    fn sum_of_squares(&self, buf: &Vec<f32>) -> f64 {
+        let blocks: Vec<f64> = buf.par_chunks(BLOCK).map(|b| rows::sum_of_squares(self.isa, b)).collect();
+        blocks.iter().sum()
+    }
+
+    fn adamw(&self, p: &mut Vec<f32>, g: &Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>, hyper: &AdamW) {
+        p.par_chunks_mut(BLOCK)
+            .zip(g.par_chunks(BLOCK))
+            .zip(m.par_chunks_mut(BLOCK))
+            .zip(v.par_chunks_mut(BLOCK))
+            .for_each(|(((p, g), m), v)| rows::adamw(self.isa, p, g, m, v, hyper));
+    }
+}

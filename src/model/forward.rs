@@ -1,0 +1,341 @@
+//! The decoder, written once: rollout, training and scoring run these same operations on every device.
+//!
+//! A layer is: `x += attention(norm(x)) w_o`, then `x += swiglu(norm(x) w_gate_up) w_down`. Training keeps what the
+//! backward pass needs of every layer ([`LayerActs`]); rollout reuses one.
+
+use crate::compute::ops::{Backend, Draw, Drawn, Heads, Norms, PAGE, RopeTable, Span};
+use crate::error::{Error, Result};
+use crate::model::params::ParamTable;
+use crate::weights::spec::ModelSpec;
+
+/// New tokens of one sequence: a piece of its prompt, or the token drawn last.
+#[derive(Debug, Clone)]
+pub struct SeqRows<'a> {
+    /// The tokens.
+    pub tokens: &'a [u32],
+    /// Position of the first.
+    pub pos0: usize,
+    /// The sequence's page table, long enough for these tokens.
+    pub pages: &'a [u32],
+    /// How to draw the token after the last of these; none while more of the prompt is to come.
+    pub draw: Option<Draw>,
+}
+
+/// Weights of one layer laid out for products.
+pub struct LayerLinears<B: Backend> {
+    /// Fused query, key and value projection.
+    pub qkv: B::Linear,
+    /// Output projection.
+    pub o: B::Linear,
+    /// Fused gate and up projection.
+    pub gate_up: B::Linear,
+    /// Down projection.
+    pub down: B::Linear,
+}
+
+/// What a layer leaves behind for its backward pass. T rows.
+pub struct LayerActs<B: Backend> {
+    /// Normed input of attention, `[T][D]`.
+    pub normed: B::Buf,
+    /// `1 / rms` of the input, `[T]`.
+    pub rstd: B::Buf,
+    /// Fused projection before norms and RoPE (kept only with query-key norms), `[T][Q]`.
+    pub raw: B::Buf,
+    /// Fused projection as attention reads it, `[T][Q]`.
+    pub qkv: B::Buf,
+    /// Attention's output, `[T][H C]`.
+    pub attended: B::Buf,
+    /// Log-sum-exp of the scores, `[T][H]`.
+    pub lse: B::Buf,
+    /// Residual stream between the halves, `[T][D]`.
+    pub middle: B::Buf,
+    /// Normed input of the feed-forward layer, `[T][D]`.
+    pub normed2: B::Buf,
+    /// `1 / rms` of `middle`, `[T]`.
+    pub rstd2: B::Buf,
+    /// Gate and up, `[T][2 F]`.
+    pub gate_up: B::Buf,
+    /// Gated product, `[T][F]`.
+    pub gated: B::Buf,
+}
+
+/// A decoder on a device.
+pub struct Decoder<B: Backend> {
+    backend: B,
+    spec: ModelSpec,
+    table: ParamTable,
+    /// Master weights in f32, in the table's order.
+    pub params: Vec<B::Buf>,
+    layers: Vec<LayerLinears<B>>,
+    head: B::Linear,
+    rope: RopeTable,
+    trainable: bool,
+}
+
+impl<B: Backend> Decoder<B> {
+    /// A decoder with these weights (in the table's order). A trainable one also lays its weights out for gradients.
+    pub fn new(backend: B, spec: ModelSpec, weights: &[Vec<f32>], trainable: bool) -> Self {
+        let table = ParamTable::new(&spec);
+        assert_eq!(weights.len(), table.tensors.len(), "one array per tensor of the table");
+        let params: Vec<B::Buf> = weights.iter().map(|w| backend.upload(w)).collect();
+        let linear = |i: usize| backend.linear(&params[i], table.tensors[i].rows, table.tensors[i].cols, trainable);
+        let layers = table
+            .layers
+            .iter()
+            .map(|l| LayerLinears {
+                qkv: linear(l.qkv),
+                o: linear(l.o),
+                gate_up: linear(l.gate_up),
+                down: linear(l.down),
+            })
+            .collect();
+        let head = linear(table.head);
+        let rope = rope_table(&spec);
+        Decoder { backend, spec, table, params, layers, head, rope, trainable }
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// Shape of the model.
+    pub fn spec(&self) -> &ModelSpec {
+        &self.spec
+    }
+
+    /// Names and shapes of the weights.
+    pub fn table(&self) -> &ParamTable {
+        &self.table
+    }
+
+    /// Weights of layer `l` laid out for products.
+    pub fn layer(&self, l: usize) -> &LayerLinears<B> {
+        &self.layers[l]
+    }
+
+    /// LM head laid out for products.
+    pub fn head(&self) -> &B::Linear {
+        &self.head
+    }
+
+    /// Rotary angles.
+    pub fn rope(&self) -> &RopeTable {
+        &self.rope
+    }
+
+    /// Shape of the heads.
+    pub fn heads(&self) -> Heads {
+        Heads { num_heads: self.spec.num_heads, num_kv_heads: self.spec.num_kv_heads, head_dim: self.spec.head_dim }
+    }
+
+    /// Weights of the query and key norms of layer `l`, if the family has them.
+    pub fn qk_norms(&self, l: usize) -> Norms<'_, B> {
+        let (q, k) = self.table.layers[l].qk_norms?;
+        Some((&self.params[q], &self.params[k], self.spec.rms_norm_eps as f32))
+    }
+
+    /// Changes the weights, and lays them out again.
+    pub fn update(&mut self, change: impl FnOnce(&B, &mut [B::Buf]) + Send) {
+        assert!(self.trainable, "only a trainable decoder changes");
+        let Decoder { backend, table, params, layers, head, .. } = self;
+        let b: &B = backend;
+        b.scope(|| {
+            change(b, params);
+            for (linears, l) in layers.iter_mut().zip(&table.layers) {
+                b.relayout(&mut linears.qkv, &params[l.qkv]);
+                b.relayout(&mut linears.o, &params[l.o]);
+                b.relayout(&mut linears.gate_up, &params[l.gate_up]);
+                b.relayout(&mut linears.down, &params[l.down]);
+            }
+            b.relayout(head, &params[table.head]);
+        });
+    }
+
+    /// Room for the keys and values of `num_pages` pages.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn new_kv(&self, num_pages: usize) -> Result<B::Kv> {
+        self.backend.new_kv(self.heads(), self.spec.num_layers, num_pages)
+    }
+
+    /// Copies a page in every layer.
+    pub fn copy_page(&self, kv: &mut B::Kv, from: u32, to: u32) {
+        self.backend.copy_page(kv, from, to);
+    }
+
+    /// Room for the activations of one layer and `t` rows.
+    pub fn layer_acts(&self, t: usize) -> LayerActs<B> {
+        let (s, b) = (&self.spec, &self.backend);
+        let (d, f, hc) = (s.hidden_size, s.intermediate_size, s.num_heads * s.head_dim);
+        let q = hc + 2 * s.num_kv_heads * s.head_dim;
+        let raw = if self.table.layers.first().is_some_and(|l| l.qk_norms.is_some()) { t * q } else { 0 };
+        LayerActs {
+            normed: b.zeros(t * d),
+            rstd: b.zeros(t),
+            raw: b.zeros(raw),
+            qkv: b.zeros(t * q),
+            attended: b.zeros(t * hc),
+            lse: b.zeros(t * s.num_heads),
+            middle: b.zeros(t * d),
+            normed2: b.zeros(t * d),
+            rstd2: b.zeros(t),
+            gate_up: b.zeros(t * 2 * f),
+            gated: b.zeros(t * f),
+        }
+    }
+
+    /// Layer `l`: reads the residual stream `x`, leaves its activations in `acts` and the new stream in `x`.
+    pub fn layer_forward(
+        &self,
+        b: &B,
+        l: usize,
+        x: &mut B::Buf,
+        acts: &mut LayerActs<B>,
+        kv: &B::Kv,
+        spans: &[Span<'_>],
+        keep_raw: bool,
+    ) {
+        let (index, linears, heads) = (&self.table.layers[l], &self.layers[l], self.heads());
+        let eps = self.spec.rms_norm_eps as f32;
+        b.rmsnorm(x, &self.params[index.input_norm], eps, &mut acts.normed, &mut acts.rstd);
+        b.matmul(&acts.normed, &linears.qkv, index.qkv_bias.map(|i| &self.params[i]), &mut acts.qkv, false);
+        let norms = self.qk_norms(l);
+        if keep_raw && norms.is_some() {
+            b.clear(&mut acts.raw);
+            b.add(&mut acts.raw, &acts.qkv);
+        }
+        b.rope(heads, &mut acts.qkv, spans, &self.rope, norms);
+        b.write_kv(heads, kv, l, &acts.qkv, spans);
+        b.attention(heads, kv, l, &acts.qkv, spans, &mut acts.attended, &mut acts.lse);
+        b.matmul(&acts.attended, &linears.o, None, x, true);
+        b.clear(&mut acts.middle);
+        b.add(&mut acts.middle, x);
+        b.rmsnorm(&acts.middle, &self.params[index.post_norm], eps, &mut acts.normed2, &mut acts.rstd2);
+        b.matmul(&acts.normed2, &linears.gate_up, None, &mut acts.gate_up, false);
+        b.swiglu(&acts.gate_up, self.spec.intermediate_size, &mut acts.gated);
+        b.matmul(&acts.gated, &linears.down, None, x, true);
+    }
+
+    /// Residual stream after all layers and the last norm, `[T][D]`, of rows that rollout or scoring needs no gradient of.
+    fn hidden(&self, b: &B, rows: &[SeqRows<'_>], kv: &B::Kv) -> B::Buf {
+        let tokens: Vec<u32> = rows.iter().flat_map(|r| r.tokens).copied().collect();
+        let mut spans = Vec::with_capacity(rows.len());
+        let mut row = 0;
+        for r in rows {
+            spans.push(Span { row, len: r.tokens.len(), pos: r.pos0, pages: r.pages });
+            row += r.tokens.len();
+        }
+        let d = self.spec.hidden_size;
+        let mut x = b.embed(&tokens, &self.params[self.table.embed], d);
+        let mut acts = self.layer_acts(row);
+        for l in 0..self.spec.num_layers {
+            self.layer_forward(b, l, &mut x, &mut acts, kv, &spans, false);
+        }
+        let norm = &self.params[self.table.norm];
+        b.rmsnorm(&x, norm, self.spec.rms_norm_eps as f32, &mut acts.normed, &mut acts.rstd);
+        acts.normed
+    }
+
+    /// Takes the new tokens of every sequence in, and draws the next one where asked.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or a position outside the context.
+    pub fn step(&self, kv: &mut B::Kv, rows: &[SeqRows<'_>], seed: u64) -> Result<Vec<Option<Drawn>>> {
+        for r in rows {
+            self.check(r)?;
+        }
+        let kv: &B::Kv = kv;
+        let weight_bytes = self.table.num_params() * 4;
+        let parts = balance(rows, self.backend.lanes(weight_bytes));
+        let drawn = self.backend.split(&parts, |b, rows| b.scope(|| self.step_part(b, kv, rows, seed)));
+        Ok(drawn.into_iter().flatten().collect())
+    }
+
+    fn step_part(&self, b: &B, kv: &B::Kv, rows: &[SeqRows<'_>], seed: u64) -> Vec<Option<Drawn>> {
+        let hidden = self.hidden(b, rows, kv);
+        let mut draws = Vec::with_capacity(rows.len());
+        let mut end = 0;
+        for r in rows {
+            end += r.tokens.len();
+            if let Some(draw) = r.draw {
+                draws.push((end - 1, draw, (r.pos0 + r.tokens.len()) as u32));
+            }
+        }
+        let mut drawn = b.draw(&hidden, self.spec.hidden_size, &self.head, &draws, seed).into_iter();
+        rows.iter().map(|r| r.draw.and_then(|_| drawn.next())).collect()
+    }
+
+    /// Logits after every token of one text, `[T][V]`.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or the text longer than the context.
+    pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
+        let pages: Vec<u32> = (0..tokens.len().div_ceil(PAGE) as u32).collect();
+        let rows = [SeqRows { tokens, pos0: 0, pages: &pages, draw: None }];
+        self.check(&rows[0])?;
+        let kv = self.new_kv(pages.len())?;
+        let b = &self.backend;
+        Ok(b.scope(|| b.logits(&self.hidden(b, &rows, &kv), &self.head)))
+    }
+
+    /// Whether a sequence's new tokens can be taken in.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or a position outside the context.
+    pub fn check(&self, rows: &SeqRows<'_>) -> Result<()> {
+        let end = rows.pos0 + rows.tokens.len();
+        if end > self.spec.max_position_embeddings {
+            return Err(Error::config(format!(
+                "position {end} is beyond the model's context of {}",
+                self.spec.max_position_embeddings
+            )));
+        }
+        assert!(!rows.tokens.is_empty() && rows.pages.len() * PAGE >= end, "tokens, and pages for them");
+        match rows.tokens.iter().find(|t| **t as usize >= self.spec.vocab_size) {
+            Some(token) => {
+                Err(Error::config(format!("token {token} is outside the vocabulary of {}", self.spec.vocab_size))
+                    .with_hint("the tokenizer does not belong to these weights"))
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Cuts a batch into at most `lanes` runs of about equally many rows.
+fn balance<'a, 'b>(rows: &'a [SeqRows<'b>], lanes: usize) -> Vec<&'a [SeqRows<'b>]> {
+    let total: usize = rows.iter().map(|r| r.tokens.len()).sum();
+    let (mut parts, mut start, mut seen) = (Vec::with_capacity(lanes), 0, 0);
+    for (i, r) in rows.iter().enumerate() {
+        seen += r.tokens.len();
+        if seen * lanes >= total * (parts.len() + 1) {
+            parts.push(&rows[start..=i]);
+            start = i + 1;
+        }
+    }
+    parts
+}
+
+/// Cosines and sines of all positions, computed in f64 (Su et al. 2021; scaling as in Llama 3.1).
+pub fn rope_table(spec: &ModelSpec) -> RopeTable {
+    let half = spec.head_dim / 2;
+    let frequencies: Vec<f64> = (0..half)
+        .map(|i| {
+            let frequency = spec.rope_theta.powf(-2.0 * i as f64 / spec.head_dim as f64);
+            let Some(s) = spec.rope_scaling else { return frequency };
+            let wavelength = std::f64::consts::TAU / frequency;
+            let context = s.original_context as f64;
+            if wavelength < context / s.high_freq_factor {
+                frequency
+            } else if wavelength > context / s.low_freq_factor {
+                frequency / s.factor
+            } else {
+                let smooth = (context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor);
+                (1.0 - smooth) * frequency / s.factor + smooth * frequency
+            }
+        })
+        .collect();
+    let angles = || (0..spec.max_position_embeddings).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
+    RopeTable { cos: angles().map(|a| a.cos() as f32).collect(), sin: angles().map(|a| a.sin() as f32).collect() }
+}
