@@ -46,6 +46,17 @@ pub mod compute {
     }
 }
 
+/// Floor 3: running programs that nobody has read.
+pub mod exec {
+    pub mod convert;
+    pub mod policy;
+    pub mod pool;
+    pub mod protocol;
+    pub mod sandbox;
+    pub mod value;
+    pub mod worker;
+}
+
 /// Floor 4: the decoder.
 pub mod model {
     pub mod forward;

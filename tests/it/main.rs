@@ -1,0 +1,3 @@
+//! Integration tests: the real binary and its real worker processes.
+
+mod exec;
