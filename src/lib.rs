@@ -24,10 +24,14 @@ pub mod error;
 /// Floor 1: run directory, typed events, counter-based random numbers, shutdown.
 pub mod base {
     pub mod rng;
+    pub mod run_dir;
+    pub mod stop;
 }
 
 /// Floor 2: checkpoints on disk.
 pub mod weights {
+    pub mod model_files;
+    pub mod safetensors;
     pub mod spec;
 }
 
@@ -53,6 +57,7 @@ pub mod exec {
     pub mod pool;
     pub mod protocol;
     pub mod sandbox;
+    pub mod source;
     pub mod value;
     pub mod worker;
 }
@@ -72,5 +77,28 @@ pub mod train {
     #[cfg(test)]
     mod tests;
 }
+
+/// Floor 5: drawing samples from the model.
+pub mod rollout {
+    pub mod engine;
+    pub mod pages;
+    pub mod scheduler;
+}
+
+/// Floor 5: the algorithm, pure.
+pub mod selfplay {
+    pub mod advantage;
+    pub mod buffer;
+    pub mod codec;
+    pub mod config;
+    pub mod intrinsic;
+    pub mod parse;
+    pub mod prompt;
+    pub mod reward;
+    pub mod task;
+}
+
+/// Floor 6: the embedded model's pre-training on generated programs.
+pub mod pretrain;
 
 pub use error::{Error, Result};

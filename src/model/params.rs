@@ -3,8 +3,11 @@
 //! Query, key and value projections are one tensor here, and so are gate and up: one product instead of three or two.
 //! The names and shapes of the parts are kept, so that a checkpoint never sees the fusion.
 
+use std::collections::BTreeSet;
+
 use crate::base::rng::{Purpose, Rng};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::weights::safetensors::TensorFiles;
 use crate::weights::spec::{Family, ModelSpec};
 
 /// One tensor of a checkpoint inside a fused tensor.
@@ -182,6 +185,21 @@ impl ParamTable {
                 Ok(values)
             })
             .collect()
+    }
+
+    /// Values of all tensors from a model's files.
+    ///
+    /// # Errors
+    /// When a tensor is missing, misshapen or unknown.
+    pub fn load(&self, files: &TensorFiles) -> Result<Vec<Vec<f32>>> {
+        let known: BTreeSet<&str> = self.parts().map(|(_, p)| p.name.as_str()).collect();
+        // A tied head may be stored once more, and old files hold the rotary frequencies.
+        let harmless = |n: &str| n == "lm_head.weight" && self.head == self.embed || n.ends_with("rotary_emb.inv_freq");
+        if let Some(name) = files.names().find(|n| !known.contains(n) && !harmless(n)) {
+            return Err(Error::config(format!("the weights hold the unknown tensor {name}"))
+                .with_hint("adapters and other architectures cannot be loaded; merge adapters into the weights first"));
+        }
+        self.read(|name, shape| files.read(name, shape))
     }
 
     /// Fresh weights: norms 1, biases 0, embeddings N(0, 0.02), projections N(0, 0.49 / fan-in), those that write to the

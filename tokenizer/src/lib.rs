@@ -85,6 +85,11 @@ impl Tokenizer {
         self.parsing.token_to_id(token)
     }
 
+    /// Whether the tokenizer's post-processor puts this token before a text.
+    pub fn adds_first(&self, token: u32) -> bool {
+        self.parsing.encode_fast("a", true).is_ok_and(|e| e.get_ids().first() == Some(&token))
+    }
+
     /// Number of entries, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.parsing.get_vocab_size(true)

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use azr_tokenizer::{Specials, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::selfplay::prompt::{Piece, SPECIAL_TOKENS};
+use crate::selfplay::prompt::{Format, Piece, SPECIAL_TOKENS};
 
 /// A tokenizer with the prompt format's special tokens looked up once.
 pub struct Codec {
@@ -21,10 +21,10 @@ impl Codec {
     ///
     /// # Errors
     /// When the format is compact and the tokenizer lacks one of its special tokens.
-    pub fn new(tokenizer: Arc<Tokenizer>, compact: bool, bos: Option<u32>) -> Result<Self> {
+    pub fn new(tokenizer: Arc<Tokenizer>, format: Format, bos: Option<u32>) -> Result<Self> {
         let mut specials = Vec::new();
-        if compact {
-            for &name in SPECIAL_TOKENS {
+        if format == Format::Compact {
+            for name in SPECIAL_TOKENS {
                 let id = tokenizer.token_id(name).ok_or_else(|| {
                     Error::config(format!("the tokenizer has no token {name}, which the compact format needs"))
                         .with_hint("use prompt_format = \"azr\" with this model")

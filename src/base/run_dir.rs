@@ -1,0 +1,141 @@
+//! The run directory: files that appear whole or not at all, and where each thing lies.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// Writes a file so that a reader, or a crash, sees the old content or the new, never a part.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    write_synced(&temporary, bytes)?;
+    fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Publishes a folder with these files in one step; a path may hold one level of folders. An old folder is replaced.
+///
+/// # Errors
+/// When the folder cannot be written.
+pub fn publish_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let temporary = path.with_file_name(format!(".{name}.tmp"));
+    if temporary.exists() {
+        fs::remove_dir_all(&temporary).map_err(|e| Error::io("clear", &temporary, &e))?;
+    }
+    fs::create_dir_all(&temporary).map_err(|e| Error::io("create", &temporary, &e))?;
+    for (name, bytes) in files {
+        let file = temporary.join(name);
+        let folder = file.parent().unwrap_or(&temporary);
+        fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
+        write_synced(&file, bytes)?;
+        sync_folder(folder)?;
+    }
+    sync_folder(&temporary)?;
+    if path.exists() {
+        fs::remove_dir_all(path).map_err(|e| Error::io("replace", path, &e))?;
+    }
+    fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
+    sync_folder(path.parent().unwrap_or(Path::new(".")))
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io("write", path, &e))
+}
+
+fn sync_folder(path: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("write", path, &e))
+}
+
+/// Prefix of a checkpoint's folder name.
+const STEP: &str = "step-";
+
+/// A run's directory.
+#[derive(Debug, Clone)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+impl RunDir {
+    /// Opens a directory, making it where it is missing.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn create(root: &Path) -> Result<Self> {
+        fs::create_dir_all(root.join("checkpoints")).map_err(|e| Error::io("create", root, &e))?;
+        Ok(RunDir { root: root.to_owned() })
+    }
+
+    /// The directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// A file in it.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Folder of the checkpoint after `step` steps.
+    pub fn checkpoint(&self, step: u64) -> PathBuf {
+        self.root.join("checkpoints").join(format!("{STEP}{step:08}"))
+    }
+
+    /// Steps that have a checkpoint, ascending.
+    pub fn checkpoints(&self) -> Vec<u64> {
+        let entries = fs::read_dir(self.root.join("checkpoints")).into_iter().flatten().flatten();
+        let mut steps: Vec<u64> =
+            entries.filter_map(|e| e.file_name().to_str()?.strip_prefix(STEP)?.parse().ok()).collect();
+        steps.sort_unstable();
+        steps
+    }
+
+    /// Deletes all but the newest `keep` checkpoints; `keep` 0 keeps all.
+    ///
+    /// # Errors
+    /// When one cannot be deleted.
+    pub fn prune(&self, keep: usize) -> Result<()> {
+        let steps = self.checkpoints();
+        if keep > 0 && steps.len() > keep {
+            for step in &steps[..steps.len() - keep] {
+                let path = self.checkpoint(*step);
+                fs::remove_dir_all(&path).map_err(|e| Error::io("delete", &path, &e))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_appear_whole_and_old_ones_go() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let run = RunDir::create(&dir.path().join("run")).expect("made");
+        for step in [3, 12, 7] {
+            let files = [("a.txt".to_owned(), vec![step as u8]), ("sub/b.txt".to_owned(), vec![1, 2])];
+            publish_folder(&run.checkpoint(step), &files).expect("written");
+        }
+        // What a crash leaves behind is no checkpoint.
+        fs::create_dir(run.root().join("checkpoints/.step-00000099.tmp")).expect("made");
+        assert_eq!(run.checkpoints(), [3, 7, 12]);
+        run.prune(2).expect("pruned");
+        assert_eq!(run.checkpoints(), [7, 12]);
+        assert_eq!(fs::read(run.checkpoint(12).join("sub/b.txt")).expect("there"), [1, 2]);
+        publish(&run.file("x"), b"one").expect("written");
+        publish(&run.file("x"), b"two").expect("written");
+        assert_eq!(fs::read(run.file("x")).expect("there"), b"two");
+    }
+}

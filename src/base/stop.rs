@@ -1,0 +1,42 @@
+//! Shutdown: the first SIGINT or SIGTERM asks for a clean stop, the second ends the process at once.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::error::{Error, Result};
+
+/// Exit code after the second signal, as shells report SIGINT.
+const SECOND_SIGNAL_EXIT: i32 = 130;
+
+/// Whether a stop was asked for.
+#[derive(Debug, Clone, Default)]
+pub struct StopFlag(Arc<AtomicBool>);
+
+impl StopFlag {
+    /// A flag that signals set.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    pub fn on_signals() -> Result<Self> {
+        let flag = StopFlag::default();
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: the exit looks at the flag before the same signal sets it.
+            signal_hook::flag::register_conditional_shutdown(signal, SECOND_SIGNAL_EXIT, flag.0.clone())
+                .and_then(|_| signal_hook::flag::register(signal, flag.0.clone()))
+                .map_err(|e| Error::environment(format!("cannot handle signals: {e}")))?;
+        }
+        Ok(flag)
+    }
+
+    /// Whether it is set.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Sets it.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,447 @@
+//! Continuous batching as a pure state machine: which rows run next, and on which pages.
+//!
+//! Requests with one prompt that arrive in a row form a group. The group's prompt but for its last token runs once; its
+//! full pages are shared, and every sample starts on a copy of the page that is begun. A sample is admitted only when
+//! its longest course fits into the pages, so nothing is ever preempted. What is drawn does not depend on any of this.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::compute::ops::{Draw, Drawn, PAGE};
+use crate::error::{Error, Result};
+use crate::rollout::pages::PagePool;
+
+/// A sample to draw.
+#[derive(Debug, Clone)]
+pub struct SampleRequest {
+    /// Id of the sequence; with the run's seed it decides what is drawn.
+    pub id: u64,
+    /// Prompt tokens, at least one.
+    pub prompt: Arc<[u32]>,
+    /// Most tokens to draw.
+    pub max_new: usize,
+    /// Tokens after which the sample ends.
+    pub stop: Arc<[u32]>,
+    /// Temperature; 0 is greedy.
+    pub temperature: f32,
+    /// Nucleus; 1 keeps all.
+    pub top_p: f32,
+    /// Likeliest tokens kept; 0 keeps all.
+    pub top_k: usize,
+}
+
+/// Why a sample ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// It drew a stop token.
+    Stop,
+    /// It drew as many tokens as it might.
+    Length,
+}
+
+/// A finished sample.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Completion {
+    /// Id of the sequence.
+    pub id: u64,
+    /// Drawn tokens, the stop token included.
+    pub tokens: Vec<u32>,
+    /// Log-probability of each (nats).
+    pub logprobs: Vec<f32>,
+    /// Mean entropy of the distributions that they were drawn from (nats).
+    pub entropy: f64,
+    /// Why it ended.
+    pub finish: Finish,
+}
+
+/// Bounds of a batch.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Most samples at once.
+    pub max_running: usize,
+    /// Most rows of one step.
+    pub max_rows: usize,
+    /// Pages of the KV cache.
+    pub num_pages: usize,
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Row {
+    /// Prompt tokens `start .. start + len` of a group.
+    Prefill {
+        /// Index of the group.
+        group: usize,
+        /// First token.
+        start: usize,
+        /// Number of tokens.
+        len: usize,
+    },
+    /// The newest token of a sample.
+    Decode {
+        /// Index of the sample.
+        sample: usize,
+    },
+}
+
+/// What a step does: copies of pages, then rows.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Pages to copy, (from, to), before anything runs.
+    pub copies: Vec<(u32, u32)>,
+    /// Rows to run.
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+struct Group {
+    prompt: Arc<[u32]>,
+    pages: Vec<u32>,
+    done: usize,
+    /// Pages set aside for one more member.
+    spare: usize,
+    members: VecDeque<SampleRequest>,
+}
+
+impl Group {
+    /// Tokens that all members share.
+    fn shared(&self) -> usize {
+        self.prompt.len() - 1
+    }
+}
+
+#[derive(Debug)]
+struct Sample {
+    request: SampleRequest,
+    pages: Vec<u32>,
+    reserved: usize,
+    /// Tokens whose keys and values are in the pages.
+    len: usize,
+    tokens: Vec<u32>,
+    logprobs: Vec<f32>,
+    entropy: f64,
+}
+
+/// The state of a batch.
+#[derive(Debug)]
+pub struct Scheduler {
+    limits: Limits,
+    pages: PagePool,
+    reserved: usize,
+    waiting: VecDeque<Group>,
+    groups: Vec<Group>,
+    samples: Vec<Sample>,
+}
+
+impl Scheduler {
+    /// An idle scheduler.
+    pub fn new(limits: Limits) -> Self {
+        assert!(limits.max_running > 0 && limits.max_rows > 0, "a batch holds something");
+        Scheduler {
+            pages: PagePool::new(limits.num_pages),
+            limits,
+            reserved: 0,
+            waiting: VecDeque::new(),
+            groups: Vec::new(),
+            samples: Vec::new(),
+        }
+    }
+
+    /// Takes a request in.
+    ///
+    /// # Errors
+    /// When it could never fit.
+    pub fn submit(&mut self, request: SampleRequest) -> Result<()> {
+        assert!(!request.prompt.is_empty() && request.max_new > 0, "a prompt, and something to draw");
+        let whole = (request.prompt.len() + request.max_new).div_ceil(PAGE) + 1;
+        if whole > self.limits.num_pages {
+            return Err(Error::new(
+                crate::error::Kind::OutOfMemory,
+                format!("a sample needs {whole} KV pages and there are {}", self.limits.num_pages),
+            )
+            .with_hint("lower rollout.max_prompt or rollout.max_response, or raise rollout.kv_tokens"));
+        }
+        match self.waiting.back_mut() {
+            Some(group) if group.prompt == request.prompt => group.members.push_back(request),
+            _ => self.waiting.push_back(Group {
+                prompt: request.prompt.clone(),
+                pages: Vec::new(),
+                done: 0,
+                spare: 0,
+                members: VecDeque::from([request]),
+            }),
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.groups.is_empty() && self.samples.is_empty()
+    }
+
+    /// Number of samples that are being drawn.
+    pub fn num_running(&self) -> usize {
+        self.samples.len()
+    }
+
+    /// Drops everything.
+    pub fn clear(&mut self) {
+        *self = Scheduler::new(self.limits);
+    }
+
+    /// Pages that a sample needs beyond those it shares.
+    fn own_pages(request: &SampleRequest) -> usize {
+        (request.prompt.len() + request.max_new).div_ceil(PAGE) - (request.prompt.len() - 1) / PAGE
+    }
+
+    /// The next step.
+    pub fn plan(&mut self) -> Plan {
+        let mut plan = Plan::default();
+        self.admit(&mut plan);
+        plan.rows.extend((0..self.samples.len()).map(|sample| Row::Decode { sample }));
+        for sample in &mut self.samples {
+            if sample.len == sample.pages.len() * PAGE {
+                sample.pages.push(self.pages.take().expect("a sample's longest course is reserved"));
+            }
+        }
+        let mut budget = self.limits.max_rows.saturating_sub(plan.rows.len()).max(1);
+        for (i, group) in self.groups.iter().enumerate() {
+            let len = (group.shared() - group.done).min(budget);
+            if len > 0 {
+                plan.rows.push(Row::Prefill { group: i, start: group.done, len });
+                budget -= len;
+            }
+        }
+        plan
+    }
+
+    fn admit(&mut self, plan: &mut Plan) {
+        let Scheduler { limits, pages, reserved, groups, samples, waiting } = self;
+        // Members of groups that have run.
+        for group in groups.iter_mut().filter(|g| g.done == g.shared()) {
+            while let Some(request) = group.members.front() {
+                let need = Self::own_pages(request);
+                let more = need.saturating_sub(group.spare);
+                if samples.len() == limits.max_running || *reserved + more > limits.num_pages {
+                    break;
+                }
+                *reserved += more;
+                group.spare = group.spare.saturating_sub(need);
+                let full = group.shared() / PAGE;
+                let mut table = group.pages[..full].to_vec();
+                table.iter().for_each(|p| pages.share(*p));
+                if let Some(begun) = group.pages.get(full) {
+                    let own = pages.take().expect("reserved");
+                    plan.copies.push((*begun, own));
+                    table.push(own);
+                }
+                let request = group.members.pop_front().expect("there is a front");
+                samples.push(Sample {
+                    pages: table,
+                    reserved: need,
+                    len: group.shared(),
+                    tokens: Vec::new(),
+                    logprobs: Vec::new(),
+                    entropy: 0.0,
+                    request,
+                });
+            }
+        }
+        // A finished group keeps its full pages reserved through its members: the last holder gives them back, and
+        // until then they count as reserved by the group. So a group closes when its last member ends.
+        // New groups.
+        while let Some(group) = waiting.front() {
+            let shared_pages = group.shared().div_ceil(PAGE);
+            let first = Self::own_pages(group.members.front().expect("a group has members"));
+            let open: usize = groups.iter().filter(|g| g.done < g.shared()).count();
+            if *reserved + shared_pages + first > limits.num_pages || samples.len() + open >= limits.max_running {
+                break;
+            }
+            *reserved += shared_pages + first;
+            let mut group = waiting.pop_front().expect("there is a front");
+            group.spare = first;
+            group.pages = (0..shared_pages).map(|_| pages.take().expect("reserved")).collect();
+            groups.push(group);
+        }
+    }
+
+    /// Tokens of a row with their first position, the page table, and how to draw.
+    pub fn row(&self, row: Row) -> (&[u32], usize, &[u32], Option<Draw>) {
+        match row {
+            Row::Prefill { group, start, len } => {
+                let group = &self.groups[group];
+                (&group.prompt[start..start + len], start, &group.pages, None)
+            }
+            Row::Decode { sample } => {
+                let s = &self.samples[sample];
+                let token = match s.tokens.as_slice() {
+                    [] => &s.request.prompt[s.request.prompt.len() - 1..],
+                    tokens => &tokens[tokens.len() - 1..],
+                };
+                let r = &s.request;
+                let draw = Draw { seq: r.id, temperature: r.temperature, top_p: r.top_p, top_k: r.top_k };
+                (token, s.len, &s.pages, Some(draw))
+            }
+        }
+    }
+
+    /// Takes in what a plan's rows drew, and returns the samples that ended.
+    pub fn apply(&mut self, plan: &Plan, drawn: &[Option<Drawn>]) -> Vec<Completion> {
+        assert_eq!(plan.rows.len(), drawn.len(), "a result per row");
+        let mut ended = vec![None; self.samples.len()];
+        for (row, drawn) in plan.rows.iter().zip(drawn) {
+            match *row {
+                Row::Prefill { group, len, .. } => self.groups[group].done += len,
+                Row::Decode { sample } => {
+                    let drawn = drawn.expect("a decoding row draws");
+                    let s = &mut self.samples[sample];
+                    s.len += 1;
+                    s.tokens.push(drawn.token);
+                    s.logprobs.push(drawn.logprob);
+                    s.entropy += f64::from(drawn.entropy);
+                    if s.request.stop.contains(&drawn.token) {
+                        ended[sample] = Some(Finish::Stop);
+                    } else if s.tokens.len() == s.request.max_new {
+                        ended[sample] = Some(Finish::Length);
+                    }
+                }
+            }
+        }
+        let mut completions = Vec::new();
+        let mut finishes = ended.into_iter();
+        let Scheduler { samples, pages, reserved, .. } = self;
+        samples.retain_mut(|s| {
+            let Some(finish) = finishes.next().flatten() else { return true };
+            s.pages.iter().for_each(|p| pages.give_back(*p));
+            *reserved -= s.reserved;
+            completions.push(Completion {
+                id: s.request.id,
+                entropy: s.entropy / s.tokens.len() as f64,
+                tokens: std::mem::take(&mut s.tokens),
+                logprobs: std::mem::take(&mut s.logprobs),
+                finish,
+            });
+            false
+        });
+        self.close_groups();
+        completions
+    }
+
+    /// Ends groups whose members have all been admitted and no longer use their pages.
+    fn close_groups(&mut self) {
+        let Scheduler { groups, pages, reserved, .. } = self;
+        groups.retain(|group| {
+            let full = group.shared() / PAGE;
+            let in_use = group.pages[..full].iter().any(|p| pages.holders(*p) > 1);
+            if !group.members.is_empty() || in_use {
+                return true;
+            }
+            group.pages.iter().for_each(|p| pages.give_back(*p));
+            *reserved -= group.pages.len() + group.spare;
+            false
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step.
+    fn run(limits: Limits, requests: &[SampleRequest], arrivals: &[usize]) -> Vec<Completion> {
+        let mut scheduler = Scheduler::new(limits);
+        let (mut done, mut next, mut steps) = (Vec::new(), 0, 0);
+        while next < requests.len() || !scheduler.is_idle() {
+            let count = arrivals.get(steps % arrivals.len().max(1)).copied().unwrap_or(1).max(1);
+            for request in requests.iter().skip(next).take(count) {
+                scheduler.submit(request.clone()).expect("it fits");
+            }
+            next = (next + count).min(requests.len());
+            let plan = scheduler.plan();
+            assert!(!plan.rows.is_empty() || scheduler.is_idle(), "no progress");
+            let decoding = plan.rows.iter().filter(|r| matches!(r, Row::Decode { .. })).count();
+            assert!(decoding <= limits.max_running);
+            let mut writers = std::collections::HashMap::new();
+            let mut drawn = Vec::new();
+            for row in &plan.rows {
+                let (tokens, pos, pages, draw) = scheduler.row(*row);
+                assert!(pages.len() * PAGE >= pos + tokens.len(), "room for every row");
+                for at in pos..pos + tokens.len() {
+                    // A page that is written has one writer, and no other holder when it belongs to a sample.
+                    let page = pages[at / PAGE];
+                    let writer = writers.entry(page).or_insert(*row);
+                    assert_eq!(writer, row, "two writers of a page");
+                    assert_eq!(scheduler.pages.holders(page), 1, "a shared page is written");
+                }
+                drawn.push(draw.map(|d| {
+                    let token = ((d.seq * 31 + pos as u64 * 7) % 11) as u32;
+                    Drawn { token, logprob: -(pos as f32), entropy: 1.0 }
+                }));
+            }
+            done.extend(scheduler.apply(&plan, &drawn));
+            steps += 1;
+            assert!(steps < 100_000, "it ends");
+        }
+        assert_eq!(scheduler.pages.num_free(), limits.num_pages, "all pages are back");
+        assert_eq!(scheduler.reserved, 0, "nothing stays reserved");
+        done.sort_by_key(|c| c.id);
+        done
+    }
+
+    fn requests() -> impl Strategy<Value = Vec<SampleRequest>> {
+        let group = (1usize..60, 1usize..40, 1usize..9);
+        proptest::collection::vec(group, 1..12).prop_map(|groups| {
+            let mut id = 0;
+            let mut all = Vec::new();
+            for (g, (len, max_new, members)) in groups.into_iter().enumerate() {
+                let prompt: Arc<[u32]> = (0..len).map(|i| (i + g) as u32).collect();
+                for _ in 0..members {
+                    all.push(SampleRequest {
+                        id,
+                        prompt: prompt.clone(),
+                        max_new,
+                        stop: Arc::new([3]),
+                        temperature: 1.0,
+                        top_p: 1.0,
+                        top_k: 0,
+                    });
+                    id += 1;
+                }
+            }
+            all
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_page_leaks_and_no_limit_or_arrival_changes_a_sample(
+            requests in requests(),
+            max_running in 1usize..20,
+            max_rows in 1usize..80,
+            spare in 0usize..40,
+            arrivals in proptest::collection::vec(1usize..20, 1..5),
+        ) {
+            let wide = Limits { max_running: 1000, max_rows: 100_000, num_pages: 10_000 };
+            let narrow = Limits { max_running, max_rows, num_pages: 8 + spare };
+            let all = run(wide, &requests, &[requests.len()]);
+            prop_assert_eq!(all.len(), requests.len());
+            prop_assert_eq!(run(narrow, &requests, &arrivals), all);
+        }
+    }
+
+    #[test]
+    fn what_can_never_fit_is_refused() {
+        let mut scheduler = Scheduler::new(Limits { max_running: 1, max_rows: 1, num_pages: 2 });
+        let request = SampleRequest {
+            id: 0,
+            prompt: Arc::new([1; 20]),
+            max_new: 20,
+            stop: Arc::new([]),
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+        };
+        assert_eq!(scheduler.submit(request).expect_err("too long").exit_code(), 5);
+    }
+}

@@ -1,0 +1,217 @@
+//! Buffers of validated tasks, one per task type. A full buffer drops its oldest task.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::base::rng::Rng;
+use crate::selfplay::task::{Task, TaskKind};
+
+/// How references are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ReferenceSampling {
+    /// All tasks alike.
+    Uniform,
+    /// In proportion to the step that proposed them, plus 1.
+    Recent,
+}
+
+/// How solver tasks are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskSampling {
+    /// Tasks of the last step first, the rest from all.
+    MaxNew,
+    /// Half from the last step, the rest from all.
+    HalfNew,
+    /// From all alike.
+    Uniform,
+}
+
+/// Tasks of one type, oldest first.
+#[derive(Debug, Clone, Default)]
+pub struct Buffer {
+    tasks: VecDeque<Arc<Task>>,
+    forms: HashMap<String, usize>,
+    capacity: usize,
+}
+
+impl Buffer {
+    /// An empty buffer for at most `capacity` tasks.
+    pub fn new(capacity: usize) -> Self {
+        assert!(capacity > 0, "a buffer holds something");
+        Buffer { tasks: VecDeque::new(), forms: HashMap::new(), capacity }
+    }
+
+    /// Stores a task; the oldest makes room.
+    pub fn push(&mut self, task: Arc<Task>) {
+        if self.tasks.len() == self.capacity
+            && let Some(oldest) = self.tasks.pop_front()
+            && let Some(count) = self.forms.get_mut(&oldest.normal_form)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.forms.remove(&oldest.normal_form);
+            }
+        }
+        *self.forms.entry(task.normal_form.clone()).or_insert(0) += 1;
+        self.tasks.push_back(task);
+    }
+
+    /// Whether a program like this, up to renaming, is there.
+    pub fn has_form(&self, normal_form: &str) -> bool {
+        self.forms.contains_key(normal_form)
+    }
+
+    /// Number of tasks.
+    pub fn len(&self) -> usize {
+        self.tasks.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.tasks.is_empty()
+    }
+
+    /// Tasks, oldest first.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.tasks.iter()
+    }
+
+    /// Draws `count` different references, or all there are.
+    pub fn references(&self, rng: &mut Rng, count: usize, sampling: ReferenceSampling) -> Vec<Arc<Task>> {
+        let count = count.min(self.len());
+        if sampling == ReferenceSampling::Uniform {
+            return rng.distinct(self.len(), count).into_iter().map(|i| self.tasks[i].clone()).collect();
+        }
+        let mut weights: Vec<f64> = self.tasks.iter().map(|t| t.step as f64 + 1.0).collect();
+        (0..count)
+            .map(|_| {
+                let i = rng.weighted(&weights);
+                weights[i] = 0.0;
+                self.tasks[i].clone()
+            })
+            .collect()
+    }
+
+    /// Draws `count` tasks for the solver at `step`: different ones as far as they go, then again from all.
+    pub fn solver_tasks(&self, rng: &mut Rng, count: usize, sampling: TaskSampling, step: u64) -> Vec<Arc<Task>> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        // Tasks come in the order of their steps, so the new ones are the last.
+        let num_new = self.tasks.iter().rev().take_while(|t| t.step + 1 >= step).count();
+        let wanted = match sampling {
+            TaskSampling::MaxNew => count,
+            TaskSampling::HalfNew => count / 2,
+            TaskSampling::Uniform => 0,
+        };
+        let first_new = self.len() - num_new;
+        let mut drawn: Vec<usize> =
+            rng.distinct(num_new, wanted.min(num_new)).into_iter().map(|i| first_new + i).collect();
+        while drawn.len() < count {
+            let more = (count - drawn.len()).min(self.len());
+            drawn.extend(rng.distinct(self.len(), more));
+        }
+        drawn.into_iter().map(|i| self.tasks[i].clone()).collect()
+    }
+}
+
+/// The buffers of all task types.
+#[derive(Debug, Clone)]
+pub struct Buffers {
+    by_kind: [Buffer; 4],
+}
+
+impl Buffers {
+    /// Empty buffers.
+    pub fn new(capacity: usize) -> Self {
+        Buffers { by_kind: std::array::from_fn(|_| Buffer::new(capacity)) }
+    }
+
+    /// The buffer of a task type.
+    pub fn of(&self, kind: TaskKind) -> &Buffer {
+        &self.by_kind[kind as usize]
+    }
+
+    /// Stores a task in its buffer.
+    pub fn push(&mut self, task: Arc<Task>) {
+        self.by_kind[task.kind as usize].push(task);
+    }
+
+    /// All tasks, buffer after buffer, each oldest first: pushed again in this order, they give equal buffers.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.by_kind.iter().flat_map(Buffer::iter)
+    }
+
+    /// A program for an induction proposer: from the union of abduction and deduction, uniformly.
+    pub fn induction_source(&self, rng: &mut Rng) -> Option<Arc<Task>> {
+        let (a, d) = (self.of(TaskKind::Abduction), self.of(TaskKind::Deduction));
+        let total = a.len() + d.len();
+        (total > 0).then(|| {
+            let i = rng.below(total);
+            if i < a.len() { a.tasks[i].clone() } else { d.tasks[i - a.len()].clone() }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::rng::Purpose;
+
+    fn task(i: u64) -> Arc<Task> {
+        let mut task = Task::identity(TaskKind::Deduction);
+        task.step = i;
+        task.normal_form = format!("form {}", i % 3);
+        task.program = i.to_string();
+        Arc::new(task)
+    }
+
+    fn rng() -> Rng {
+        Rng::new(3, Purpose::Test, 0, 0)
+    }
+
+    #[test]
+    fn a_full_buffer_drops_the_oldest() {
+        let mut buffer = Buffer::new(4);
+        (0..6).for_each(|i| buffer.push(task(i)));
+        assert_eq!(buffer.iter().map(|t| t.step).collect::<Vec<_>>(), [2, 3, 4, 5]);
+        assert!(buffer.has_form("form 0") && !buffer.has_form("form 9"));
+        let mut one = Buffer::new(1);
+        (0..2).for_each(|i| one.push(task(i)));
+        assert!(!one.has_form("form 0") && one.has_form("form 1"));
+    }
+
+    #[test]
+    fn references_are_different_tasks() {
+        let mut buffer = Buffer::new(99);
+        (0..20).for_each(|i| buffer.push(task(i)));
+        for sampling in [ReferenceSampling::Uniform, ReferenceSampling::Recent] {
+            let mut steps: Vec<u64> = buffer.references(&mut rng(), 6, sampling).iter().map(|t| t.step).collect();
+            steps.sort_unstable();
+            steps.dedup();
+            assert_eq!(steps.len(), 6);
+        }
+        assert_eq!(buffer.references(&mut rng(), 99, ReferenceSampling::Recent).len(), 20);
+    }
+
+    #[test]
+    fn new_tasks_come_first_and_the_new_are_still_new_after_eviction() {
+        let mut buffer = Buffer::new(30);
+        for step in 0..20 {
+            for _ in 0..3 {
+                buffer.push(task(step));
+            }
+        }
+        // Frozen "newest" entries were a defect of the reference: here they are those of the last step.
+        let drawn = buffer.solver_tasks(&mut rng(), 8, TaskSampling::MaxNew, 20);
+        assert_eq!((drawn.len(), drawn.iter().filter(|t| t.step == 19).count() >= 3), (8, true));
+        let all: Vec<u64> = buffer.solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 20).iter().map(|t| t.step).collect();
+        assert_eq!(all, [19, 19, 19]);
+        assert_eq!(buffer.solver_tasks(&mut rng(), 100, TaskSampling::Uniform, 20).len(), 100);
+        assert!(Buffer::new(1).solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 1).is_empty());
+    }
+}

@@ -1,0 +1,184 @@
+//! What self-play is about: task types, roles, and tasks.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What the solver must find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TaskKind {
+    /// An input that gives the output.
+    Abduction,
+    /// The output of an input.
+    Deduction,
+    /// The class of the exception that an input raises, or `NoError`. Off by default.
+    Error,
+    /// The program behind pairs of input and output.
+    Induction,
+}
+
+impl TaskKind {
+    /// Every type, in the order of a step.
+    pub const ALL: [TaskKind; 4] = [TaskKind::Abduction, TaskKind::Deduction, TaskKind::Error, TaskKind::Induction];
+
+    /// Lower-case name.
+    pub fn name(self) -> &'static str {
+        match self {
+            TaskKind::Abduction => "abduction",
+            TaskKind::Deduction => "deduction",
+            TaskKind::Error => "error",
+            TaskKind::Induction => "induction",
+        }
+    }
+}
+
+/// Who answers a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Makes a task.
+    Propose,
+    /// Solves one.
+    Solve,
+}
+
+/// Task type and role: what has a prompt form, a reward rule and a baseline of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Config {
+    /// Task type.
+    pub kind: TaskKind,
+    /// Role.
+    pub role: Role,
+}
+
+impl Config {
+    /// Every configuration, in the order of a step.
+    pub const ALL: [Config; 8] = {
+        let mut all = [Config { kind: TaskKind::Abduction, role: Role::Propose }; 8];
+        let mut i = 0;
+        while i < 8 {
+            let role = if i % 2 == 0 { Role::Propose } else { Role::Solve };
+            all[i] = Config { kind: TaskKind::ALL[i / 2], role };
+            i += 1;
+        }
+        all
+    };
+
+    /// Place in [`Config::ALL`].
+    pub fn index(self) -> usize {
+        self.kind as usize * 2 + self.role as usize
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let role = if self.role == Role::Propose { "propose" } else { "solve" };
+        write!(f, "{role}_{}", self.kind.name())
+    }
+}
+
+/// One execution: arguments as comma-separated literals, and the repr of the result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pair {
+    /// Arguments.
+    pub input: String,
+    /// Result; for error tasks the exception's class or `NoError`.
+    pub output: String,
+}
+
+/// A validated task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Task type.
+    pub kind: TaskKind,
+    /// Python source that defines `f`.
+    pub program: String,
+    /// One execution, or for induction as many as there are inputs.
+    pub pairs: Vec<Pair>,
+    /// What the program does, in words (induction).
+    pub message: String,
+    /// Step in which it was proposed; seeds have 0.
+    pub step: u64,
+    /// The program up to renaming, by which duplicates are known.
+    pub normal_form: String,
+    /// Number of programs of the buffer that it is composed of.
+    pub num_composites: usize,
+}
+
+impl Task {
+    /// The task from which a run starts: the identity function on a greeting (induction: on six values).
+    pub fn identity(kind: TaskKind) -> Task {
+        let same = |text: &str| Pair { input: text.to_owned(), output: text.to_owned() };
+        let pairs = match kind {
+            TaskKind::Induction => [
+                "'Hello world'",
+                "1",
+                "{'a': 1, 'b': 2}",
+                "(1.1, 1.2, 1.3)",
+                "'[[1, 0], [0, 1]]'",
+                "1001101100010001",
+            ]
+            .map(same)
+            .into(),
+            TaskKind::Error => vec![Pair { input: "'Hello world'".into(), output: "NoError".into() }],
+            _ => vec![same("'Hello world'")],
+        };
+        let message = match kind {
+            TaskKind::Induction => "The function returns its argument.",
+            _ => "",
+        };
+        Task {
+            kind,
+            program: "def f(x):\n    return x".to_owned(),
+            pairs,
+            message: message.to_owned(),
+            step: 0,
+            normal_form: "def v0 ( v1 ) : ;{ return v1 ;} ".to_owned(),
+            num_composites: 0,
+        }
+    }
+
+    /// The input of a task with one execution.
+    pub fn input(&self) -> &str {
+        &self.pairs[0].input
+    }
+
+    /// The output of a task with one execution.
+    pub fn gold_output(&self) -> &str {
+        &self.pairs[0].output
+    }
+
+    /// Pairs that the solver of an induction task sees: the first half.
+    pub fn shown_pairs(&self) -> &[Pair] {
+        &self.pairs[..self.pairs.len() / 2]
+    }
+
+    /// Pairs that its program is judged by: the rest.
+    pub fn hidden_pairs(&self) -> &[Pair] {
+        &self.pairs[self.pairs.len() / 2..]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn configurations_are_numbered_in_the_order_of_a_step() {
+        for (i, config) in Config::ALL.iter().enumerate() {
+            assert_eq!(config.index(), i);
+        }
+        assert_eq!(Config::ALL[7].to_string(), "solve_induction");
+    }
+
+    #[test]
+    fn shown_and_hidden_pairs_are_the_halves() {
+        let mut task = Task::identity(TaskKind::Induction);
+        assert_eq!((task.shown_pairs().len(), task.hidden_pairs().len()), (3, 3));
+        task.pairs.extend(task.pairs.clone());
+        task.pairs.truncate(10);
+        assert_eq!((task.shown_pairs().len(), task.hidden_pairs().len()), (5, 5));
+        assert_eq!(task.hidden_pairs(), &task.pairs[5..]);
+    }
+}
