@@ -35,6 +35,13 @@ pub mod weights {
     pub mod spec;
 }
 
+/// Floor 2: logs and progress.
+pub mod observe {
+    pub mod console;
+    pub mod records;
+    pub mod sinks;
+}
+
 /// Floor 3: the operations that a model is made of, and the devices that run them.
 pub mod compute {
     pub mod ops;
@@ -92,13 +99,20 @@ pub mod selfplay {
     pub mod codec;
     pub mod config;
     pub mod intrinsic;
+    pub mod monitor;
     pub mod parse;
     pub mod prompt;
     pub mod reward;
     pub mod task;
 }
 
+/// Floor 6: THE self-play loop.
+pub mod pipeline;
+
 /// Floor 6: the embedded model's pre-training on generated programs.
 pub mod pretrain;
+
+/// Floor 7: flags and TOML to one resolved configuration; the commands.
+pub mod cli;
 
 pub use error::{Error, Result};

@@ -257,7 +257,7 @@ impl Supervisor {
         verdict.calls = first.calls;
         if propose {
             verdict.normal_form = std::panic::catch_unwind(|| policy::normal_form(&request.program)).ok().flatten();
-            if verdict.calls.iter().all(|o| matches!(o, Outcome::Value { .. })) {
+            if verdict.calls.iter().all(|o| matches!(o, Outcome::Value { .. } | Outcome::Exception { .. })) {
                 job.reverse = true;
                 let second = self.run(1, &job);
                 verdict.cpu_us += second.cpu_us;

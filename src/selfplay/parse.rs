@@ -4,7 +4,7 @@
 //! completion (and then earns -1), a probe's answer is read without a look at its format. Not here: whether a program
 //! runs or an answer is right.
 
-use crate::exec::source::{FunctionRule, calls_composites, with_entry_point};
+use crate::exec::source::{FunctionRule, calls_composites, cleaned, with_entry_point};
 use crate::selfplay::prompt::{Format, NUM_INDUCTION_INPUTS, Piece};
 use crate::selfplay::task::{Pair, Task, TaskKind};
 
@@ -13,8 +13,8 @@ use crate::selfplay::task::{Pair, Task, TaskKind};
 pub struct Rules {
     /// Which functions a proposed program may define.
     pub function_rule: FunctionRule,
-    /// Reads proposals from the whole completion and wants no format: seeding.
-    pub whole_response: bool,
+    /// Seeding: proposals are read from the whole completion, no format is asked for, and programs are cleaned.
+    pub seeding: bool,
 }
 
 /// A proposed task that has not run yet.
@@ -90,6 +90,9 @@ pub fn proposal(
             draft.num_composites = task.num_composites;
         } else {
             draft.program = with_entry_point(&draft.program, rules.function_rule)?;
+            if rules.seeding {
+                draft.program = cleaned(&draft.program).ok_or("it does not parse")?;
+            }
             if !composites.is_empty() {
                 if !calls_composites(&draft.program, composites.len()) {
                     return Err("it does not call every given function, or defines one anew".to_owned());
@@ -99,7 +102,7 @@ pub fn proposal(
         }
         Ok(draft)
     });
-    ReadProposal { format_ok: format_ok || rules.whole_response, draft }
+    ReadProposal { format_ok: format_ok || rules.seeding, draft }
 }
 
 /// Reads a solver's answer.
@@ -173,7 +176,7 @@ fn compact_proposal(kind: TaskKind, pieces: &[Piece], finished: bool) -> (bool, 
 
 fn azr_proposal(kind: TaskKind, text: &str, finished: bool, rules: Rules) -> (bool, Parts) {
     let format_ok = finished && thought_and_answered(text);
-    let part = if rules.whole_response { text } else { answer_part(text) };
+    let part = if rules.seeding { text } else { answer_part(text) };
     let fences = fences(part);
     let bodies = |tag: &'static str| fences.iter().filter(move |f| f.tag == tag).map(|f| f.body.trim().to_owned());
     if kind == TaskKind::Induction {
@@ -256,7 +259,7 @@ fn loose(text: &str, label: &str) -> String {
 mod tests {
     use super::*;
 
-    const RULES: Rules = Rules { function_rule: FunctionRule::Any, whole_response: false };
+    const RULES: Rules = Rules { function_rule: FunctionRule::Any, seeding: false };
 
     fn azr(text: &str) -> Vec<Piece> {
         vec![Piece::Text(text.to_owned())]

@@ -5,9 +5,10 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::exec::pool::{Call, Outcome, Profile, Request, Verdict};
+use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::exec::value::answers_equal;
-use crate::selfplay::parse::Answer;
+use crate::selfplay::parse::names_error;
+use crate::selfplay::reward::InductionReward;
 use crate::selfplay::task::{Task, TaskKind};
 
 /// One answer's grade.
@@ -15,7 +16,7 @@ use crate::selfplay::task::{Task, TaskKind};
 pub struct Grade {
     /// The answer's id.
     pub id: u64,
-    /// Share of the checks passed, 0 to 1; induction has several checks, the others one.
+    /// 0 to 1; induction has several checks, and the configured rule makes one number of them.
     pub accuracy: f64,
     /// What happened, for the trace.
     pub detail: String,
@@ -29,18 +30,23 @@ enum Waiting {
 }
 
 /// Turns answers into executor requests and their verdicts into grades.
-#[derive(Default)]
 pub struct Judge {
     waiting: HashMap<u64, Waiting>,
+    induction_reward: InductionReward,
 }
 
 impl Judge {
+    /// A judge without work.
+    pub fn new(induction_reward: InductionReward) -> Self {
+        Judge { waiting: HashMap::new(), induction_reward }
+    }
+
     /// Grades the answers to one task. Those that need no execution are graded at once; requests for the others go to
     /// `outbox`, tagged with the id of one of their answers.
     pub fn submit(
         &mut self,
         task: &Task,
-        answers: &[(u64, Option<Answer>)],
+        answers: &[(u64, Option<String>)],
         outbox: &mut VecDeque<(u64, Request)>,
     ) -> Vec<Grade> {
         let mut grades = Vec::new();
@@ -49,15 +55,15 @@ impl Judge {
             match answer {
                 None => grades.push(Grade { id: *id, accuracy: 0.0, detail: "no answer".into() }),
                 Some(answer) if task.kind == TaskKind::Deduction => {
-                    let equal = answers_equal(task.gold_output(), answer.text());
+                    let equal = answers_equal(task.gold_output(), answer);
                     grades.push(at_once(*id, equal));
                 }
                 Some(answer) if task.kind == TaskKind::Error => {
-                    grades.push(at_once(*id, answer.names_error(task.gold_output())));
+                    grades.push(at_once(*id, names_error(task.gold_output(), answer)));
                 }
-                Some(answer) => match distinct.iter_mut().find(|(text, _)| *text == answer.text()) {
+                Some(answer) => match distinct.iter_mut().find(|(text, _)| *text == answer.as_str()) {
                     Some((_, ids)) => ids.push(*id),
-                    None => distinct.push((answer.text(), vec![*id])),
+                    None => distinct.push((answer.as_str(), vec![*id])),
                 },
             }
         }
@@ -71,7 +77,7 @@ impl Judge {
             }
             TaskKind::Induction => {
                 for (program, ids) in distinct {
-                    let calls = task.hidden_pairs().map(|(input, output)| call(input, output)).collect();
+                    let calls = task.hidden_pairs().iter().map(|p| call(&p.input, &p.output)).collect();
                     let tag = ids[0];
                     self.waiting.insert(tag, Waiting::Program(ids));
                     outbox.push_back((tag, Request { program: program.to_owned(), calls, profile: Profile::Answer }));
@@ -113,7 +119,8 @@ impl Judge {
                 .collect(),
             Waiting::Program(ids) => {
                 let passed = verdict.calls.iter().filter(|o| o.matches()).count();
-                let accuracy = passed as f64 / verdict.calls.len().max(1) as f64;
+                let share = passed as f64 / verdict.calls.len().max(1) as f64;
+                let accuracy = self.induction_reward.accuracy(share);
                 let failure = verdict.calls.iter().find(|o| !o.matches());
                 let detail = failure.map_or_else(|| "all hidden pairs equal".to_owned(), Outcome::to_string);
                 ids.into_iter().map(|id| Grade { id, accuracy, detail: detail.clone() }).collect()

@@ -11,13 +11,17 @@ use std::time::{Duration, Instant};
 use crate::base::stop::StopFlag;
 use crate::compute::ops::Backend;
 use crate::error::{Error, Kind, Result};
-use crate::exec::pool::{Call, Outcome, Pool, Profile, Request, Verdict};
+use crate::exec::pool::Pool;
+use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::model::forward::Decoder;
 use crate::pipeline::judge::{Grade, Judge};
-use crate::pipeline::text::Codec;
 use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
-use crate::selfplay::parse::{self, Answer, Draft};
+use crate::selfplay::buffer::Buffers;
+use crate::selfplay::codec::Codec;
+use crate::selfplay::config::Duplicates;
+use crate::selfplay::parse::{self, Draft};
 use crate::selfplay::prompt::{self, Piece};
+use crate::selfplay::reward::InductionReward;
 use crate::selfplay::task::{Config, Role, Task, TaskKind};
 
 /// How long the loop waits for the executor when there is nothing to sample.
@@ -38,7 +42,7 @@ pub struct Attempt {
     /// Whether the completion keeps to the format.
     pub format_ok: bool,
     /// The answer, if one can be found.
-    pub answer: Option<Answer>,
+    pub answer: Option<String>,
     /// The grade, once decided.
     pub grade: Option<Grade>,
 }
@@ -65,6 +69,8 @@ pub struct Proposal {
     pub prompt: Arc<[u32]>,
     /// Programs shown as references.
     pub references: Vec<Arc<Task>>,
+    /// Functions that the program had to call.
+    pub composites: Vec<String>,
     /// What the engine returned.
     pub completion: Option<Completion>,
     /// Whether the completion keeps to the format.
@@ -75,8 +81,19 @@ pub struct Proposal {
     pub rejection: Option<String>,
     /// Solver samples that measure the difficulty.
     pub probes: Vec<Attempt>,
+    /// Their prompt.
+    pub probe_prompt: Option<Arc<[u32]>>,
     draft: Option<Draft>,
     ungraded: usize,
+}
+
+/// What a proposer's prompt shows.
+#[derive(Debug, Clone, Default)]
+pub struct Shown {
+    /// Programs as references.
+    pub references: Vec<Arc<Task>>,
+    /// Functions that the program must call.
+    pub composites: Vec<String>,
 }
 
 /// A task to solve and its one trained answer.
@@ -104,6 +121,8 @@ pub struct Context<'a, B: Backend> {
     pub codec: &'a Codec,
     /// Prompt and answer format, extraction rules, sampling.
     pub rules: &'a Rules,
+    /// What the step began with; proposals that repeat it may be refused.
+    pub buffers: &'a Buffers,
     /// Set by a signal: the round ends with [`Kind::Interrupted`].
     pub stop: &'a StopFlag,
 }
@@ -121,6 +140,12 @@ pub struct Rules {
     pub temperature: f32,
     /// Longest prompt, in tokens.
     pub max_prompt: usize,
+    /// Longest prompt and completion together: the model's context.
+    pub context: usize,
+    /// Proposals that repeat the buffer.
+    pub duplicates: Duplicates,
+    /// How an induction answer's passed pairs count.
+    pub induction_reward: InductionReward,
     /// Longest completion of the proposer and of the solver, in tokens.
     pub max_response: [usize; 2],
     /// Stop tokens by configuration, in the order of [`Config::ALL`].
@@ -168,17 +193,19 @@ struct Traffic {
 
 impl Round {
     /// Adds a proposal to make.
-    pub fn propose(&mut self, id: u64, config: Config, prompt: Arc<[u32]>, references: Vec<Arc<Task>>) {
+    pub fn propose(&mut self, id: u64, config: Config, shown: Shown, prompt: Arc<[u32]>) {
         self.proposals.push(Proposal {
             id,
             config,
             prompt,
-            references,
+            references: shown.references,
+            composites: shown.composites,
             completion: None,
             format_ok: false,
             task: None,
             rejection: None,
             probes: Vec::new(),
+            probe_prompt: None,
             draft: None,
             ungraded: 0,
         });
@@ -195,7 +222,7 @@ impl Round {
     /// When the engine or the executor fails, or on a stop signal.
     pub fn run<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<()> {
         let mut traffic =
-            Traffic { owners: HashMap::new(), outbox: VecDeque::new(), in_flight: 0, judge: Judge::default() };
+            Traffic { owners: HashMap::new(), outbox: VecDeque::new(), in_flight: 0, judge: Judge::new(cx.rules.induction_reward) };
         for (i, p) in self.proposals.iter().enumerate().filter(|(_, p)| p.completion.is_none()) {
             traffic.owners.insert(p.id, Owner::Proposal(i));
             cx.submit(p.id, p.config, &p.prompt)?;
@@ -220,7 +247,7 @@ impl Round {
                 }
             } else if traffic.in_flight > 0 || !traffic.outbox.is_empty() {
                 let start = Instant::now();
-                if let Ok((tag, verdict)) = cx.pool.results().recv_timeout(EXECUTOR_WAIT) {
+                if let Ok((tag, verdict)) = cx.pool.verdicts().recv_timeout(EXECUTOR_WAIT) {
                     self.on_verdict(tag, &verdict, cx, &mut traffic)?;
                 }
                 self.stats.executor_wait_s += start.elapsed().as_secs_f64();
@@ -240,7 +267,7 @@ impl Round {
             traffic.in_flight += 1;
             self.stats.num_requests += 1;
         }
-        while let Ok((tag, verdict)) = cx.pool.results().try_recv() {
+        while let Ok((tag, verdict)) = cx.pool.verdicts().try_recv() {
             self.on_verdict(tag, &verdict, cx, traffic)?;
         }
         Ok(())
@@ -284,7 +311,7 @@ impl Round {
         &mut self,
         i: usize,
         completion: Completion,
-        cx: &mut Context<'_, B>,
+        cx: &Context<'_, B>,
         traffic: &mut Traffic,
     ) {
         let proposal = &mut self.proposals[i];
@@ -292,10 +319,11 @@ impl Round {
         let finished = completion.finish == Finish::Stop;
         proposal.completion = Some(completion);
         let source = proposal.references.first().map(Arc::as_ref);
-        let read = parse::proposal(cx.rules.format, proposal.config.kind, &pieces, finished, source, &cx.rules.parse);
+        let (kind, composites) = (proposal.config.kind, &proposal.composites);
+        let read = parse::proposal(cx.rules.format, kind, &pieces, finished, source, composites, cx.rules.parse);
         proposal.format_ok = read.format_ok;
         match read.draft {
-            Err(reason) => proposal.rejection = Some(reason.to_string()),
+            Err(reason) => proposal.rejection = Some(reason),
             Ok(draft) => {
                 let calls = draft.inputs.iter().map(|args| Call { args: args.clone(), expect: None }).collect();
                 let request = Request { program: draft.program.clone(), calls, profile: Profile::Propose };
@@ -335,18 +363,22 @@ impl Round {
     ) -> Result<()> {
         let proposal = &mut self.proposals[i];
         let draft = proposal.draft.take().expect("only drafts are validated");
-        let outputs = match outputs(verdict) {
+        let outputs = match outputs(proposal.config.kind, verdict) {
             Ok(outputs) => outputs,
             Err(reason) => {
                 proposal.rejection = Some(reason);
                 return Ok(());
             }
         };
-        let step = proposal.id >> 32;
-        let task = Arc::new(draft.into_task(outputs, step));
+        let normal_form = verdict.normal_form.clone().unwrap_or_default();
+        if cx.rules.duplicates == Duplicates::Refuse && cx.buffers.of(proposal.config.kind).has_form(&normal_form) {
+            proposal.rejection = Some(DUPLICATE.to_owned());
+            return Ok(());
+        }
+        let task = Arc::new(draft.into_task(outputs, normal_form, proposal.id >> 32));
         let solver = Config { kind: proposal.config.kind, role: Role::Solve };
         let prompt: Arc<[u32]> = cx.codec.encode(&prompt::solver(cx.rules.format, &task)).into();
-        if prompt.len() > cx.rules.max_prompt {
+        if cx.rules.room(solver, prompt.len()).is_none() {
             proposal.rejection = Some(format!("the solver's prompt has {} tokens", prompt.len()));
             return Ok(());
         }
@@ -358,6 +390,7 @@ impl Round {
             cx.submit(id, solver, &prompt)?;
         }
         proposal.ungraded = cx.rules.num_probes;
+        proposal.probe_prompt = Some(prompt);
         Ok(())
     }
 
@@ -391,7 +424,7 @@ impl<B: Backend> Context<'_, B> {
         self.engine.submit(SampleRequest {
             id,
             prompt: prompt.clone(),
-            max_new: self.rules.max_response[usize::from(config.role == Role::Solve)],
+            max_new: self.rules.room(config, prompt.len()).expect("only prompts that fit are submitted"),
             stop: self.rules.stop_tokens[config.index()].clone(),
             temperature: self.rules.temperature,
             top_p: 1.0,
@@ -403,14 +436,27 @@ impl<B: Backend> Context<'_, B> {
 fn read_answer<B: Backend>(attempt: &mut Attempt, completion: Completion, kind: TaskKind, cx: &Context<'_, B>) {
     let pieces: Vec<Piece> = cx.codec.decode(&completion.tokens);
     let finished = completion.finish == Finish::Stop;
-    let read = parse::answer(cx.rules.format, kind, &pieces, finished, &cx.rules.parse);
+    let read = parse::answer(cx.rules.format, kind, &pieces, finished);
     attempt.format_ok = read.format_ok;
     attempt.answer = read.answer;
     attempt.completion = Some(completion);
 }
 
-/// Output texts of a proposal whose every call gave a value; otherwise why it is not a task.
-fn outputs(verdict: &Verdict) -> Result<Vec<String>, String> {
+/// Why a proposal is refused that its buffer, or an earlier proposal of the step, has already.
+pub const DUPLICATE: &str = "duplicate";
+
+impl Rules {
+    /// Most tokens that may follow a prompt, or none when the prompt is too long.
+    pub fn room(&self, config: Config, prompt_len: usize) -> Option<usize> {
+        if prompt_len > self.max_prompt || prompt_len >= self.context {
+            return None;
+        }
+        Some(self.max_response[usize::from(config.role == Role::Solve)].min(self.context - prompt_len))
+    }
+}
+
+/// Outputs of a proposal whose every call gave a value (error tasks: or an exception); otherwise why it is no task.
+fn outputs(kind: TaskKind, verdict: &Verdict) -> Result<Vec<String>, String> {
     if let Some(rejection) = &verdict.rejection {
         return Err(rejection.to_string());
     }
@@ -418,6 +464,8 @@ fn outputs(verdict: &Verdict) -> Result<Vec<String>, String> {
         .calls
         .iter()
         .map(|outcome| match outcome {
+            Outcome::Value { .. } if kind == TaskKind::Error => Ok("NoError".to_owned()),
+            Outcome::Exception { class, .. } if kind == TaskKind::Error => Ok(class.clone()),
             Outcome::Value { text, .. } => Ok(text.clone()),
             other => Err(other.to_string()),
         })

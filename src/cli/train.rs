@@ -1,0 +1,83 @@
+//! The main job: where a run starts, and its directory.
+
+use std::path::{Path, PathBuf};
+
+use crate::base::run_dir::{RunDir, publish};
+use crate::base::stop::StopFlag;
+use crate::cli::args::{Device, TrainArgs};
+use crate::cli::config::Layers;
+use crate::compute::cpu::backend::CpuBackend;
+use crate::error::{Error, Result};
+use crate::observe::console::Console;
+use crate::pipeline::{self, Start};
+use crate::weights::model_files::ModelFiles;
+
+/// Name of the file with all settings of a run.
+const RESOLVED: &str = "resolved.toml";
+/// Folder of runs that were given no name.
+const RUNS: &str = "runs";
+
+/// Trains, or goes on training.
+///
+/// # Errors
+/// What is wrong with command line, configuration, weights or machine; or that a signal stopped the run.
+pub fn train(args: &TrainArgs) -> Result<()> {
+    if args.device == Device::Cuda {
+        return Err(Error::environment("this build has no CUDA backend yet").with_hint("use --device cpu"));
+    }
+    let stop = StopFlag::on_signals()?;
+    let resumed = args.resume.as_ref().map(|dir| to_resume(dir.as_deref().or(args.out.as_deref()))).transpose()?;
+    let settings = resumed.as_ref().map(|root| root.join(RESOLVED));
+    if let Some(missing) = settings.as_ref().filter(|p| !p.exists()) {
+        return Err(Error::config(format!("there is no {}", missing.display()))
+            .with_hint("--resume takes the directory of a run, as --out names it"));
+    }
+    let layers = Layers::resolve(args, settings.as_deref())?;
+    let config = layers.config()?;
+    let root = match (&resumed, &args.out) {
+        (Some(root), _) => root.clone(),
+        (None, Some(out)) => out.clone(),
+        (None, None) => next_run(),
+    };
+    if resumed.is_none() && root.join(RESOLVED).exists() {
+        return Err(Error::usage(format!("{} holds a run already", root.display()))
+            .with_hint(format!("go on with --resume {}, or name another --out", root.display())));
+    }
+    // A run that was stopped before its first checkpoint starts again.
+    let dir = RunDir::create(&root)?;
+    let last = dir.checkpoints().last().map(|step| dir.checkpoint(*step));
+    let model = match &last {
+        Some(checkpoint) => ModelFiles::open(checkpoint)?,
+        None if config.weights.is_empty() => ModelFiles::embedded()?,
+        None => ModelFiles::open(Path::new(&config.weights))?,
+    };
+    let backend = CpuBackend::new(config.num_threads())?;
+    publish(&dir.file(RESOLVED), layers.resolved().as_bytes())?;
+    let console = Console::new(config.steps, args.quiet);
+    let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };
+    console.note(&format!(
+        "training {name} on {} CPU threads, {} executors, run directory {}",
+        config.num_threads(),
+        config.num_executors(),
+        root.display()
+    ));
+    let start = last.map_or(Start::Fresh, Start::Checkpoint);
+    pipeline::train(backend, &config, model, &dir, &start, stop, &console)
+}
+
+/// The run to go on with: the one named, else the newest of `runs/`.
+fn to_resume(named: Option<&Path>) -> Result<PathBuf> {
+    if let Some(root) = named {
+        return Ok(root.to_owned());
+    }
+    let changed = |root: &PathBuf| root.join(RESOLVED).metadata().and_then(|m| m.modified()).ok();
+    let runs = std::fs::read_dir(RUNS).into_iter().flatten().flatten().map(|e| e.path());
+    runs.filter(|root| changed(root).is_some())
+        .max_by_key(changed)
+        .ok_or_else(|| Error::usage("there is no run to resume").with_hint("name its directory: --resume DIR"))
+}
+
+/// The first `runs/N` that is free.
+fn next_run() -> PathBuf {
+    (1..).map(|n| Path::new(RUNS).join(n.to_string())).find(|p| !p.exists()).expect("numbers do not end")
+}

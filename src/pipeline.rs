@@ -1,0 +1,181 @@
+//! The self-play loop.
+//!
+//! A step: prompts from the buffers as they are; one continuous batch of proposals, solutions and probes; rewards and
+//! one baseline per task type and role; one update; tasks into the buffers; events. Whatever finishes first, every join
+//! goes through its records in the order of their ids before anything is summed.
+
+pub mod config;
+pub mod generate;
+pub mod judge;
+pub mod prompts;
+pub mod seeding;
+pub mod state;
+pub mod step;
+pub mod update;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::base::run_dir::{RunDir, publish};
+use crate::base::stop::StopFlag;
+use crate::compute::ops::Backend;
+use crate::error::{Error, Kind, Result};
+use crate::exec::pool::Pool;
+use crate::model::forward::Decoder;
+use crate::model::params::ParamTable;
+use crate::observe::console::Console;
+use crate::observe::sinks::Sinks;
+use crate::pipeline::config::Config;
+use crate::pipeline::generate::{Context, Rules};
+use crate::pipeline::state::Counters;
+use crate::pipeline::step::Run;
+use crate::rollout::engine::Engine;
+use crate::selfplay::buffer::Buffers;
+use crate::selfplay::codec::Codec;
+use crate::selfplay::config::Duplicates;
+use crate::selfplay::intrinsic::Seen;
+use crate::selfplay::parse;
+use crate::selfplay::prompt::Format;
+use crate::train::optim::Trainer;
+use crate::weights::model_files::ModelFiles;
+
+/// Sequences at once and thread, where the configuration leaves it open.
+const RUNNING_PER_THREAD: usize = 32;
+
+/// Where a run starts.
+pub enum Start {
+    /// From the weights, with seeding.
+    Fresh,
+    /// From a checkpoint's folder, which the model files were opened from.
+    Checkpoint(PathBuf),
+}
+
+/// Trains until the configured step, or until a signal. Ends with a checkpoint in either case.
+///
+/// # Errors
+/// When a part fails; of kind `Interrupted` after a signal.
+pub fn train<B: Backend>(
+    backend: B,
+    config: &Config,
+    mut model: ModelFiles,
+    dir: &RunDir,
+    start: &Start,
+    stop: StopFlag,
+    console: &Console,
+) -> Result<()> {
+    let pool = Pool::start(&config.executor.pool(config.num_executors()))?;
+    for layer in pool.missing_layers() {
+        console.note(&format!("warning: the sandbox lacks {layer}"));
+    }
+    let tokenizer = Arc::new(model.tokenizer.clone());
+    let format = step::format(config, &tokenizer);
+    let codec = Codec::new(tokenizer.clone(), format, model.bos.filter(|_| format == Format::Azr))?;
+    // Positions that no sequence can reach need no angles.
+    let longest = config.rollout.max_prompt + config.rollout.max_propose.max(config.rollout.max_solve);
+    model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
+    let rules = step::rules(config, &model, format, &codec);
+    let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
+    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true);
+    drop(weights);
+    let running = match config.rollout.max_running {
+        0 => RUNNING_PER_THREAD * config.num_threads(),
+        n => n,
+    };
+    let limits = Engine::<B>::limits(running, model.spec.max_position_embeddings, config.rollout.kv_tokens);
+    let engine = Engine::new(&decoder, limits, config.seed)?;
+    let mut trainer = Trainer::new(decoder, config.train.optim());
+    let restored = match start {
+        Start::Fresh => None,
+        Start::Checkpoint(path) => Some(state::load(path, &mut trainer, config.selfplay.buffer_size)?),
+    };
+    let mut run = Run {
+        config: config.clone(),
+        trainer,
+        engine,
+        pool,
+        codec,
+        tokenizer,
+        rules,
+        buffers: Buffers::new(config.selfplay.buffer_size),
+        seen: Seen::default(),
+        stop,
+    };
+    let mut step = 0;
+    match restored {
+        Some((buffers, counters)) => {
+            step = counters.step;
+            (run.buffers, run.seen) = (buffers, counters.seen);
+            console.note(&format!("resuming after step {step}"));
+        }
+        None => {
+            run.buffers = seeds(&mut run, console)?;
+            save(&run, dir, &model, 0)?;
+        }
+    }
+    let mut sinks = Sinks::open(dir, step)?;
+    let mut saved = (step, Instant::now());
+    while step < config.steps {
+        let done = run.step(step + 1);
+        let interrupted = matches!(&done, Err(e) if e.kind() == Kind::Interrupted);
+        if !interrupted {
+            let (metrics, trace) = done?;
+            step += 1;
+            sinks.step(&metrics, &trace)?;
+            console.step(&metrics);
+        }
+        let c = &config.checkpoint;
+        let by_step = c.every_steps > 0 && step % c.every_steps == 0;
+        let by_time = c.every_minutes > 0.0 && saved.1.elapsed() >= Duration::from_secs_f64(60.0 * c.every_minutes);
+        let stopped = interrupted || run.stop.is_set();
+        if step > saved.0 && (by_step || by_time || stopped || step == config.steps) {
+            save(&run, dir, &model, step)?;
+            dir.prune(c.keep)?;
+            saved = (step, Instant::now());
+        }
+        if stopped && step < config.steps {
+            console.finish();
+            return Err(Error::new(Kind::Interrupted, format!("stopped after step {step}; all of it is saved"))
+                .with_hint(format!("go on with: azr --resume {}", dir.root().display())));
+        }
+    }
+    console.finish();
+    Ok(())
+}
+
+fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {
+    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone());
+    state::save(dir, &model.companions, &run.trainer, &run.buffers, &counters)
+}
+
+/// Seeds from the cache file that the configuration names, or fresh ones, which are then cached there.
+fn seeds<B: Backend>(run: &mut Run<B>, console: &Console) -> Result<Buffers> {
+    let cache = (!run.config.seeds.is_empty()).then(|| PathBuf::from(&run.config.seeds));
+    if let Some(path) = cache.as_ref().filter(|p| p.exists()) {
+        return state::read_tasks(path, run.config.selfplay.buffer_size);
+    }
+    let rules = Rules {
+        parse: parse::Rules { seeding: true, ..run.rules.parse },
+        num_probes: 0,
+        duplicates: Duplicates::Allow,
+        ..run.rules.clone()
+    };
+    let nothing = Buffers::new(1);
+    let mut cx = Context {
+        decoder: run.trainer.decoder(),
+        engine: &mut run.engine,
+        pool: &run.pool,
+        codec: &run.codec,
+        rules: &rules,
+        buffers: &nothing,
+        stop: &run.stop,
+    };
+    let (selfplay, seed) = (&run.config.selfplay, run.config.seed);
+    let buffers = seeding::seed(selfplay, seed, &mut cx, |shared, induction, wanted| {
+        console.seeding(shared, induction, wanted);
+    })?;
+    if let Some(path) = cache {
+        publish(&path, &state::task_lines(&buffers)?)?;
+    }
+    Ok(buffers)
+}

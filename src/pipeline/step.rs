@@ -1,0 +1,317 @@
+//! One step of self-play, from prompts to update and records.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use azr_tokenizer::Tokenizer;
+
+use crate::base::stop::StopFlag;
+use crate::compute::ops::Backend;
+use crate::error::{Error, Result};
+use crate::exec::pool::Pool;
+use crate::observe::records::{ConfigMetrics, StepMetrics, TraceRecord};
+use crate::pipeline::config::{Config as RunConfig, PromptFormat};
+use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules};
+use crate::pipeline::prompts::Prompter;
+use crate::pipeline::update::{Sample, UpdateStats, samples, update};
+use crate::rollout::engine::{Completion, Engine, Finish};
+use crate::selfplay::buffer::Buffers;
+use crate::selfplay::codec::Codec;
+use crate::selfplay::config::{Duplicates, SolverTasks};
+use crate::selfplay::intrinsic::Seen;
+use crate::selfplay::monitor::variety;
+use crate::selfplay::parse;
+use crate::selfplay::prompt::{self, Format, SPECIAL_TOKENS};
+use crate::selfplay::task::{Config, Role, TaskKind};
+use crate::train::optim::Trainer;
+use crate::weights::model_files::ModelFiles;
+
+/// Characters of a rejection by which it is counted.
+const REASON_LEN: usize = 40;
+
+/// A run in memory.
+pub struct Run<B: Backend> {
+    /// Settings.
+    pub config: RunConfig,
+    /// Model and optimiser.
+    pub trainer: Trainer<B>,
+    /// Rollout engine.
+    pub engine: Engine<B>,
+    /// Executors.
+    pub pool: Pool,
+    /// Text to tokens and back.
+    pub codec: Codec,
+    /// Tokenizer, for the trace.
+    pub tokenizer: Arc<Tokenizer>,
+    /// Rules of generation.
+    pub rules: Rules,
+    /// Validated tasks.
+    pub buffers: Buffers,
+    /// Answers seen so far.
+    pub seen: Seen,
+    /// Set by a signal.
+    pub stop: StopFlag,
+}
+
+/// Prompt format of a run: as configured, or by what the tokenizer knows.
+pub fn format(config: &RunConfig, tokenizer: &Tokenizer) -> Format {
+    match config.prompt_format {
+        PromptFormat::Azr => Format::Azr,
+        PromptFormat::Compact => Format::Compact,
+        PromptFormat::Auto if SPECIAL_TOKENS.iter().all(|t| tokenizer.token_id(t).is_some()) => Format::Compact,
+        PromptFormat::Auto => Format::Azr,
+    }
+}
+
+/// Rules of generation for a model.
+pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Codec) -> Rules {
+    let stops = |which: Config| {
+        let names = prompt::stops(format, which);
+        let mut ids: Vec<u32> = codec.special_ids(&names).chain(model.eos.iter().copied()).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        ids.into()
+    };
+    Rules {
+        format,
+        parse: parse::Rules { function_rule: config.selfplay.function_rule, seeding: false },
+        num_probes: config.selfplay.num_probes,
+        temperature: config.rollout.temperature as f32,
+        max_prompt: config.rollout.max_prompt,
+        context: model.spec.max_position_embeddings,
+        max_response: [config.rollout.max_propose, config.rollout.max_solve],
+        stop_tokens: Config::ALL.map(stops).into(),
+        duplicates: config.selfplay.duplicates,
+        induction_reward: config.selfplay.induction_reward,
+    }
+}
+
+impl<B: Backend> Run<B> {
+    /// Runs step number `step`, changes model and buffers, and returns what there is to report.
+    ///
+    /// # Errors
+    /// When a part fails, or on a stop signal before the update: then nothing has changed.
+    pub fn step(&mut self, step: u64) -> Result<(StepMetrics, Vec<TraceRecord>)> {
+        let start = Instant::now();
+        let (mut round, left_out) = self.generate(step)?;
+        self.refuse_repeats(&mut round);
+        let samples = samples(&round, &self.seen, &self.config.selfplay);
+        if samples.is_empty() {
+            return Err(Error::config(format!("step {step} has no sample to train on"))
+                .with_hint("the model's context is too short for the prompts, or rollout.max_prompt is"));
+        }
+        let rollout_end = Instant::now();
+        let stats = update(&mut self.trainer, &samples, &self.config.train, self.config.rollout.temperature)?;
+        let update_s = rollout_end.elapsed().as_secs_f64();
+        let trace = self.trace(step, &round, &samples);
+        let mut metrics = self.metrics(step, &round, &samples, stats);
+        drop(samples);
+        self.store(&round);
+        metrics.buffers =
+            TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
+        metrics.prompts_left_out = left_out;
+        metrics.update_s = update_s;
+        metrics.step_s = start.elapsed().as_secs_f64();
+        metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
+        metrics.steps_per_hour = 3600.0 / metrics.step_s;
+        Ok((metrics, trace))
+    }
+
+    /// Samples and grades all that the step needs. Returns the prompts that did not fit, too.
+    fn generate(&mut self, step: u64) -> Result<(Round, usize)> {
+        let count = self.config.selfplay.batch_size;
+        let prompter = Prompter {
+            codec: &self.codec,
+            rules: &self.rules,
+            config: &self.config.selfplay,
+            buffers: &self.buffers,
+            seed: self.config.seed,
+        };
+        let mut cx = Context {
+            decoder: self.trainer.decoder(),
+            engine: &mut self.engine,
+            pool: &self.pool,
+            codec: &self.codec,
+            rules: &self.rules,
+            buffers: &self.buffers,
+            stop: &self.stop,
+        };
+        let mut round = Round::default();
+        let mut left_out = 0;
+        let same_step = self.config.selfplay.solver_tasks == SolverTasks::SameStep;
+        for kind in prompter.kinds() {
+            left_out += prompter.proposals(&mut round, kind, step, count);
+            if !same_step {
+                left_out += prompter.solves(&mut round, kind, step, count);
+            }
+        }
+        round.run(&mut cx)?;
+        if same_step {
+            // The new tasks are pushed onto a copy of the buffers, from which `max_new` takes them first.
+            let mut buffers = self.buffers.clone();
+            round.proposals.iter().filter_map(|p| p.task.clone()).for_each(|t| buffers.push(t));
+            let prompter = Prompter { buffers: &buffers, ..prompter };
+            for kind in prompter.kinds() {
+                left_out += prompter.solves(&mut round, kind, step + 1, count);
+            }
+            round.run(&mut cx)?;
+        }
+        Ok((round, left_out))
+    }
+
+    /// Refuses proposals that repeat an earlier one of the step.
+    fn refuse_repeats(&self, round: &mut Round) {
+        if self.config.selfplay.duplicates != Duplicates::Refuse {
+            return;
+        }
+        let mut known: HashSet<(TaskKind, String)> = HashSet::new();
+        for p in &mut round.proposals {
+            if p.task.as_ref().is_some_and(|t| !known.insert((t.kind, t.normal_form.clone()))) {
+                p.task = None;
+                p.rejection = Some(DUPLICATE.to_owned());
+            }
+        }
+    }
+
+    /// Puts the step's tasks into the buffers, in the order of their ids.
+    fn store(&mut self, round: &Round) {
+        for p in &round.proposals {
+            if let (Some(task), Some(rate)) = (&p.task, p.success_rate()) {
+                self.seen.add(task);
+                if self.config.selfplay.accept.accepts(rate) {
+                    self.buffers.push(task.clone());
+                }
+            }
+        }
+    }
+
+    fn metrics(&self, step: u64, round: &Round, samples: &[Sample<'_>], stats: UpdateStats) -> StepMetrics {
+        let mean = |values: &mut dyn Iterator<Item = f64>| {
+            let (sum, n) = values.fold((0.0, 0), |(s, n), v| (s + v, n + 1));
+            sum / f64::from(n.max(1))
+        };
+        let mut configs = BTreeMap::new();
+        for which in Config::ALL {
+            let group: Vec<&Sample<'_>> = samples.iter().filter(|s| s.config == which).collect();
+            if group.is_empty() {
+                continue;
+            }
+            let of = |value: &dyn Fn(&Sample<'_>) -> f64| mean(&mut group.iter().map(|s| value(s)));
+            let flag = |b: bool| f64::from(u8::from(b));
+            configs.insert(
+                which.to_string(),
+                ConfigMetrics {
+                    num_samples: group.len(),
+                    reward: of(&|s| s.reward),
+                    format_ok: of(&|s| flag(s.format_ok)),
+                    accuracy: of(&|s| s.accuracy),
+                    response_tokens: of(&|s| s.completion.tokens.len() as f64),
+                    entropy: of(&|s| s.completion.entropy),
+                    truncated: of(&|s| flag(s.completion.finish == Finish::Length)),
+                },
+            );
+        }
+        let mut rejections = BTreeMap::new();
+        for reason in round.proposals.iter().filter_map(|p| p.rejection.as_ref()) {
+            *rejections.entry(reason.chars().take(REASON_LEN).collect::<String>()).or_insert(0) += 1;
+        }
+        let kinds = TaskKind::ALL.iter().filter(|k| round.proposals.iter().any(|p| p.config.kind == **k));
+        let variety = kinds.map(|kind| {
+            let tasks = round.proposals.iter().filter(|p| p.config.kind == *kind);
+            let tasks: Vec<_> = tasks.filter_map(|p| Some((p.task.as_deref()?, p.success_rate()?))).collect();
+            let found = variety(&tasks, self.config.selfplay.num_probes);
+            (kind.name().to_owned(), serde_json::to_value(found).expect("plain data"))
+        });
+        StepMetrics {
+            step,
+            configs,
+            reward: mean(&mut samples.iter().map(|s| s.reward)),
+            valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),
+            variety: variety.collect(),
+            rejections,
+            num_probes: round.proposals.iter().map(|p| p.probes.len()).sum(),
+            loss: stats.loss,
+            grad_norm: stats.grad_norm,
+            learning_rate: self.config.train.learning_rate,
+            clip_fraction: stats.clip_fraction,
+            logprob_gap: stats.logprob_gap,
+            sampled_tokens: round.stats.sampled_tokens,
+            trained_tokens: stats.num_tokens,
+            rollout_s: round.stats.model_s,
+            executor_wait_s: round.stats.executor_wait_s,
+            num_programs: round.stats.num_requests,
+            ..StepMetrics::default()
+        }
+    }
+
+    fn trace(&self, step: u64, round: &Round, samples: &[Sample<'_>]) -> Vec<TraceRecord> {
+        let text = |tokens: &[u32]| self.tokenizer.decode(tokens, true);
+        let base = |id: u64, config: Config, completion: &Completion| {
+            let trained = samples.iter().find(|s| s.id == id);
+            TraceRecord {
+                step,
+                id,
+                config: config.to_string(),
+                completion: text(&completion.tokens),
+                num_tokens: completion.tokens.len(),
+                logprob: completion.logprobs.iter().map(|l| f64::from(*l)).sum(),
+                intrinsic: trained.map(|s| s.intrinsic.clone()).unwrap_or_default(),
+                reward: trained.map(|s| s.reward),
+                advantage: trained.map(|s| s.advantage),
+                ..TraceRecord::default()
+            }
+        };
+        let judged = |attempt: &Attempt, config: Config, gold: Option<&str>| {
+            let completion = attempt.completion.as_ref().expect("the round has ended");
+            TraceRecord {
+                format_ok: attempt.format_ok,
+                verdict: attempt.grade.as_ref().map(|g| g.detail.clone()).unwrap_or_default(),
+                gold: gold.map(str::to_owned),
+                accuracy: Some(attempt.accuracy()),
+                ..base(attempt.id, config, completion)
+            }
+        };
+        let mut records = Vec::new();
+        for p in &round.proposals {
+            let completion = p.completion.as_ref().expect("the round has ended");
+            records.push(TraceRecord {
+                prompt: Some(text(&p.prompt)),
+                format_ok: p.format_ok,
+                verdict: p.rejection.clone().unwrap_or_else(|| "valid".to_owned()),
+                gold: p.task.as_ref().map(|t| outputs(t)),
+                success_rate: p.success_rate(),
+                ..base(p.id, p.config, completion)
+            });
+            records.extend(self.probes(p, &judged, &text));
+        }
+        for s in &round.solves {
+            let gold = outputs(&s.task);
+            let record = judged(&s.attempt, s.config, Some(&gold));
+            records.push(TraceRecord { prompt: Some(text(&s.prompt)), ..record });
+        }
+        records.sort_by_key(|r| r.id);
+        records
+    }
+
+    fn probes(
+        &self,
+        p: &Proposal,
+        judged: &dyn Fn(&Attempt, Config, Option<&str>) -> TraceRecord,
+        text: &dyn Fn(&[u32]) -> String,
+    ) -> Vec<TraceRecord> {
+        let config = Config { kind: p.config.kind, role: Role::Solve };
+        let prompt = |first: bool| p.probe_prompt.as_ref().filter(|_| first).map(|t| text(t));
+        let record = |(i, attempt): (usize, &Attempt)| TraceRecord {
+            probe_of: Some(p.id),
+            prompt: prompt(i == 0),
+            ..judged(attempt, config, None)
+        };
+        p.probes.iter().enumerate().map(record).collect()
+    }
+}
+
+/// Outputs of a task, as one text.
+fn outputs(task: &crate::selfplay::task::Task) -> String {
+    task.pairs.iter().map(|p| p.output.as_str()).collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,170 @@
+//! From a finished round to one optimiser step: rewards, one baseline per configuration, packed sequences, update.
+//!
+//! Samples are gathered in the order of their ids before anything is summed.
+
+use std::sync::Arc;
+
+use crate::compute::ops::Backend;
+use crate::error::Result;
+use crate::pipeline::config::TrainConfig;
+use crate::pipeline::generate::{Attempt, Proposal, Round};
+use crate::rollout::engine::Completion;
+use crate::selfplay::advantage::whiten;
+use crate::selfplay::config::SelfPlayConfig;
+use crate::selfplay::intrinsic::{Seen, terms};
+use crate::selfplay::reward;
+use crate::selfplay::task::{Config, Role};
+use crate::train::loss::{PolicyLoss, TrainSeq, policy_sequence, token_weights};
+use crate::train::optim::Trainer;
+
+/// One trained sample: whose it is, what it earned, and how much better that is than its configuration's baseline.
+#[derive(Debug, Clone)]
+pub struct Sample<'a> {
+    /// Id of the sequence.
+    pub id: u64,
+    /// Task type and role.
+    pub config: Config,
+    /// Prompt tokens.
+    pub prompt: &'a Arc<[u32]>,
+    /// What was sampled.
+    pub completion: &'a Completion,
+    /// Whether it keeps to the format.
+    pub format_ok: bool,
+    /// Proposals: whether it became a task. Solutions: accuracy.
+    pub accuracy: f64,
+    /// Intrinsic reward terms.
+    pub intrinsic: Vec<f64>,
+    /// Reward of the response.
+    pub reward: f64,
+    /// Advantage of every response token.
+    pub advantage: f64,
+}
+
+/// Trained samples of a round with rewards and advantages, configuration after configuration.
+pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Vec<Sample<'a>> {
+    let mut all = Vec::new();
+    for which in Config::ALL {
+        let mut group: Vec<Sample<'a>> = match which.role {
+            Role::Propose if config.train_proposer => {
+                round.proposals.iter().filter(|p| p.config == which).map(|p| proposed(p, seen, config)).collect()
+            }
+            Role::Propose => Vec::new(),
+            Role::Solve => {
+                let solves = round.solves.iter().filter(|s| s.config == which).map(|s| (&s.attempt, &s.prompt));
+                let probes = round
+                    .proposals
+                    .iter()
+                    .filter(|p| config.train_on_probes && p.config.kind == which.kind)
+                    .flat_map(|p| p.probes.iter().zip(std::iter::repeat(&p.probe_prompt)))
+                    .filter_map(|(attempt, prompt)| Some((attempt, prompt.as_ref()?)));
+                solves.chain(probes).map(|(attempt, prompt)| solved(attempt, prompt, which)).collect()
+            }
+        };
+        group.sort_by_key(|s| s.id);
+        let rewards: Vec<f64> = group.iter().map(|s| s.reward).collect();
+        let lens: Vec<usize> = group.iter().map(|s| s.completion.tokens.len()).collect();
+        for (sample, advantage) in group.iter_mut().zip(whiten(&rewards, &lens, config.baseline)) {
+            sample.advantage = advantage;
+        }
+        all.extend(group);
+    }
+    all
+}
+
+fn proposed<'a>(p: &'a Proposal, seen: &Seen, config: &SelfPlayConfig) -> Sample<'a> {
+    let references: Vec<_> = p.references.iter().map(Arc::as_ref).collect();
+    let intrinsic = p.task.as_ref().map_or_else(Vec::new, |t| terms(t, &references, seen, &config.intrinsic));
+    let reward = reward::proposer(
+        p.format_ok,
+        p.success_rate(),
+        config.propose_reward,
+        &intrinsic,
+        config.intrinsic.combine,
+    );
+    Sample {
+        id: p.id,
+        config: p.config,
+        prompt: &p.prompt,
+        completion: p.completion.as_ref().expect("the round has ended"),
+        format_ok: p.format_ok,
+        accuracy: f64::from(u8::from(p.task.is_some())),
+        intrinsic,
+        reward,
+        advantage: 0.0,
+    }
+}
+
+fn solved<'a>(attempt: &'a Attempt, prompt: &'a Arc<[u32]>, config: Config) -> Sample<'a> {
+    Sample {
+        id: attempt.id,
+        config,
+        prompt,
+        completion: attempt.completion.as_ref().expect("the round has ended"),
+        format_ok: attempt.format_ok,
+        accuracy: attempt.accuracy(),
+        intrinsic: Vec::new(),
+        reward: reward::solver(attempt.format_ok, attempt.accuracy()),
+        advantage: 0.0,
+    }
+}
+
+/// Numbers of one update.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct UpdateStats {
+    /// Loss.
+    pub loss: f64,
+    /// Gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Share of response tokens where the clip decided.
+    pub clip_fraction: f64,
+    /// Largest difference between log-probabilities at sampling and here.
+    pub logprob_gap: f64,
+    /// Tokens that ran, prompts included.
+    pub num_tokens: u64,
+}
+
+/// One optimiser step on all samples.
+///
+/// # Errors
+/// When the gradient is not finite.
+pub fn update<B: Backend>(
+    trainer: &mut Trainer<B>,
+    samples: &[Sample<'_>],
+    config: &TrainConfig,
+    temperature: f64,
+) -> Result<UpdateStats> {
+    let counts: Vec<usize> = samples.iter().map(|s| s.completion.tokens.len()).collect();
+    let weights = token_weights(config.loss_aggregation, &counts);
+    let loss = PolicyLoss {
+        clip_low: config.clip_low as f32,
+        clip_high: config.clip_high as f32,
+        entropy_coef: config.entropy_coef as f32,
+        temperature: temperature as f32,
+    };
+    // A sample without advantage and bonus has no gradient, and the step is the same without it.
+    let teaches = |s: &Sample<'_>| s.advantage != 0.0 || config.entropy_coef != 0.0;
+    let (kept, seqs): (Vec<&Sample<'_>>, Vec<TrainSeq>) = samples
+        .iter()
+        .zip(weights)
+        .filter(|(s, _)| teaches(s))
+        .map(|(s, weight)| {
+            let c = s.completion;
+            (s, policy_sequence(&loss, s.prompt, &c.tokens, &c.logprobs, s.advantage as f32, weight))
+        })
+        .unzip();
+    let mut stats =
+        UpdateStats { num_tokens: seqs.iter().map(|s| s.tokens.len() as u64).sum(), ..UpdateStats::default() };
+    let reports = trainer.accumulate(&seqs)?;
+    let (mut clipped, mut total) = (0usize, 0usize);
+    for (sample, reports) in kept.iter().zip(&reports) {
+        for (report, sampled) in reports.iter().zip(&sample.completion.logprobs) {
+            stats.loss += f64::from(report.loss);
+            stats.logprob_gap = stats.logprob_gap.max(f64::from((report.logprob - sampled).abs()));
+            clipped += usize::from(report.clipped);
+            total += 1;
+        }
+    }
+    stats.clip_fraction = clipped as f64 / total.max(1) as f64;
+    stats.grad_norm = trainer.update(config.learning_rate as f32)?;
+    Ok(stats)
+}
