@@ -199,7 +199,7 @@ fn preset_text(preset: Preset) -> &'static str {
         Preset::Tiny => {
             "steps = 100\n\
              selfplay = { batch_size = 32, seed_factor = 8, duplicates = \"refuse\" }\n\
-             rollout = { max_prompt = 416, max_propose = 96, max_solve = 64 }\n\
+             rollout = { max_prompt = 400, max_propose = 192, max_solve = 96 }\n\
              train = { learning_rate = 2e-4, beta2 = 0.95, entropy_coef = 0.0 }\n\
              checkpoint = { every_steps = 20 }\n"
         }

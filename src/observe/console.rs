@@ -46,7 +46,7 @@ impl Console {
                 bar.set_position(m.step);
                 bar.set_message(line);
             }
-            None if !self.quiet => eprintln!("{line}"),
+            None if !self.quiet => println!("{line}"),
             None => {}
         }
     }

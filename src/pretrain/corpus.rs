@@ -20,6 +20,8 @@ const CHUNK: u64 = 2048;
 const MAX_OUTPUT: usize = 60;
 /// Weight of an answer's tokens; all others weigh 1.
 const ANSWER_WEIGHT: f32 = 3.0;
+/// Weight of the token that ends an induction proposal's inputs.
+const COUNT_WEIGHT: f32 = 10.0;
 /// Share of held-out programs: one in this many indices is never trained on.
 pub const HELD_OUT_EVERY: u64 = 50;
 
@@ -188,7 +190,8 @@ impl Writer<'_> {
         let count = [0, 1, 2, 4, 6][rng.weighted(&[1.0, 2.0, 2.0, 1.0, 2.0])];
         let references: Vec<Task> = (0..count).map(|_| rng.choose(others).task(kind)).collect();
         let references: Vec<&Task> = references.iter().collect();
-        self.write(&prompt::proposer(Format::Compact, kind, &references, &[]), 1.0);
+        // References are not learnt: after an input comes their output, but the proposal's end.
+        self.write(&prompt::proposer(Format::Compact, kind, &references, &[]), 0.0);
         self.write(&[Piece::Text(item.program.code.clone()), Piece::Special("<|input|>")], 1.0);
         self.write(&[Piece::Text(item.pairs[0].input.clone()), Piece::Special("<|end|>")], 1.0);
         self.finish()
@@ -202,11 +205,13 @@ impl Writer<'_> {
         self.write(&prompt::proposer(Format::Compact, TaskKind::Induction, &[&task], &[]), 1.0);
         for (i, pair) in item.pairs.iter().enumerate() {
             if i > 0 {
-                self.write(&[Piece::Special("<|input|>")], 1.0);
+                self.write(&[Piece::Special("<|input|>")], ANSWER_WEIGHT);
             }
             self.write(&[Piece::Text(pair.input.clone())], 1.0);
         }
-        self.write(&[Piece::Special("<|message|>"), Piece::Text(item.program.message.clone())], 1.0);
+        // Ten inputs and no fewer: counting them is the hard part.
+        self.write(&[Piece::Special("<|message|>")], COUNT_WEIGHT);
+        self.write(&[Piece::Text(item.program.message.clone())], 1.0);
         self.write(&[Piece::Special("<|end|>")], 1.0);
         Some(self.finish())
     }

@@ -10,6 +10,12 @@ use rayon::prelude::*;
 
 /// Output columns of one packed panel.
 pub const PANEL: usize = 16;
+/// Rows of a register tile: with two panels it fills 24 of AVX-512's 32 registers.
+const TILE_ROWS: usize = 12;
+/// Panels of a register tile.
+const TILE_PANELS: usize = 2;
+/// Columns of a register tile.
+const TILE_COLS: usize = TILE_PANELS * PANEL;
 /// Rows that one task works on; its inputs stay in the L2 cache.
 const ROW_BLOCK: usize = 96;
 
@@ -151,53 +157,83 @@ impl Out {
 fn block(isa: Isa, x_tk: &[f32], w: &Packed, bias: Option<&[f32]>, y: Out, panels: std::ops::Range<usize>, add: bool) {
     let k = w.k;
     let rows = x_tk.len() / k;
-    for p in panels {
-        let panel = &w.data[p * PANEL * k..][..PANEL * k];
-        let width = PANEL.min(w.n - p * PANEL);
-        let mut start = [0.0f32; PANEL];
+    let mut p = panels.start;
+    while p < panels.end {
+        let num_panels = (panels.end - p).min(TILE_PANELS);
+        let data = &w.data[p * PANEL * k..][..num_panels * PANEL * k];
+        let width = (num_panels * PANEL).min(w.n - p * PANEL);
+        let mut start = [0.0f32; TILE_COLS];
         if let Some(bias) = bias {
             start[..width].copy_from_slice(&bias[p * PANEL..][..width]);
         }
         let mut t = 0;
         while t < rows {
-            let count = (rows - t).min(6);
-            let mut acc = [[0.0f32; PANEL]; 6];
-            tile(isa, &x_tk[t * k..], k, count, panel, &mut acc);
+            let count = (rows - t).min(TILE_ROWS);
+            let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
+            let a = Strided { data: &x_tk[t * k..], row: k, step: 1 };
+            tile(isa, a, count, data, num_panels, k, &mut acc);
             for (i, row) in acc.iter().enumerate().take(count) {
                 // SAFETY: row t + i and columns p * PANEL.. + width lie inside the output, and no other task has them.
                 let out = unsafe { std::slice::from_raw_parts_mut(y.0.add((t + i) * y.1 + p * PANEL), width) };
-                for (c, value) in out.iter_mut().enumerate() {
-                    let sum = row[c] + start[c];
+                for ((value, sum), start) in out.iter_mut().zip(row).zip(&start) {
+                    let sum = sum + start;
                     *value = if add { *value + sum } else { sum };
                 }
             }
             t += count;
         }
+        p += num_panels;
     }
 }
 
-/// Up to 6 rows times one panel; `x` starts at the first row, rows are `k` apart.
-fn tile(isa: Isa, x: &[f32], k: usize, rows: usize, panel: &[f32], acc: &mut [[f32; PANEL]; 6]) {
-    assert!(x.len() >= rows * k && panel.len() >= k * PANEL && (1..=6).contains(&rows), "a tile inside its inputs");
-    #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Portable {
-        // SAFETY: the instruction set was detected; the assertion above bounds every access.
-        unsafe {
-            match rows {
-                1 => x86::tile::<1>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
-                2 => x86::tile::<2>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
-                3 => x86::tile::<3>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
-                4 => x86::tile::<4>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
-                5 => x86::tile::<5>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
-                _ => x86::tile::<6>(x.as_ptr(), k, 1, panel.as_ptr(), k, acc),
+/// Element (i, s) of a tile's left side is `data[i * row + s * step]`.
+#[derive(Clone, Copy)]
+struct Strided<'a> {
+    data: &'a [f32],
+    row: usize,
+    step: usize,
+}
+
+/// `acc[i][c] = sum over s of a(i, s) * b[c / 16][s][c % 16]`, in the order of s, for up to 12 rows and 2 panels.
+fn tile(
+    isa: Isa,
+    a: Strided<'_>,
+    rows: usize,
+    b: &[f32],
+    num_panels: usize,
+    count: usize,
+    acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
+) {
+    let last = (rows - 1) * a.row + count.saturating_sub(1) * a.step;
+    let panel_len = b.len() / num_panels;
+    assert!(count > 0 && (1..=TILE_ROWS).contains(&rows) && a.data.len() > last, "rows inside their input");
+    assert!((1..=TILE_PANELS).contains(&num_panels) && panel_len >= count * PANEL, "panels inside their input");
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instruction set was detected; the assertions above bound every access.
+        Isa::Avx512 => unsafe { x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.as_ptr(), panel_len, num_panels, count, acc) },
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => {
+            for p in 0..num_panels {
+                for r in (0..rows).step_by(6) {
+                    let (from, panel) = (&a.data[r * a.row..], &b[p * panel_len..]);
+                    let out = &mut acc[r..];
+                    // SAFETY: as above.
+                    unsafe { x86::tile_256(from.as_ptr(), a.row, a.step, (rows - r).min(6), panel.as_ptr(), p, count, out) };
+                }
             }
         }
-        return;
-    }
-    for (i, acc) in acc.iter_mut().enumerate().take(rows) {
-        for (value, column) in x[i * k..][..k].iter().zip(panel.chunks_exact(PANEL)) {
-            for (a, w) in acc.iter_mut().zip(column) {
-                *a = value.mul_add(*w, *a);
+        _ => {
+            for (i, acc) in acc.iter_mut().enumerate().take(rows) {
+                for s in 0..count {
+                    let value = a.data[i * a.row + s * a.step];
+                    for p in 0..num_panels {
+                        let column = &b[p * panel_len + s * PANEL..][..PANEL];
+                        for (sum, w) in acc[p * PANEL..][..PANEL].iter_mut().zip(column) {
+                            *sum = value.mul_add(*w, *sum);
+                        }
+                    }
+                }
             }
         }
     }
@@ -218,15 +254,15 @@ const OUTER_ROWS: usize = 256;
 pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &mut [f32], scratch: &mut OuterScratch) {
     let rows = dy_tn.len() / n;
     assert_eq!((dy_tn.len(), x_tk.len(), g_nk.len()), (rows * n, rows * k, n * k), "dy {n} wide, x {k} wide");
-    let (strips, panels) = (n.div_ceil(6), k.div_ceil(PANEL));
-    scratch.rows.resize(strips * 6 * OUTER_ROWS, 0.0);
+    let (strips, panels) = (n.div_ceil(TILE_ROWS), k.div_ceil(PANEL));
+    scratch.rows.resize(strips * TILE_ROWS * OUTER_ROWS, 0.0);
     scratch.panels.resize(panels * PANEL * OUTER_ROWS, 0.0);
     for (dy, x) in dy_tn.chunks(OUTER_ROWS * n).zip(x_tk.chunks(OUTER_ROWS * k)) {
         let count = dy.len() / n;
-        scratch.rows.par_chunks_mut(6 * OUTER_ROWS).enumerate().with_min_len(8).for_each(|(s, strip)| {
-            let width = 6.min(n - s * 6);
-            for (t, out) in strip.chunks_exact_mut(6).take(count).enumerate() {
-                out[..width].copy_from_slice(&dy[t * n + s * 6..][..width]);
+        scratch.rows.par_chunks_mut(TILE_ROWS * OUTER_ROWS).enumerate().with_min_len(8).for_each(|(s, strip)| {
+            let width = TILE_ROWS.min(n - s * TILE_ROWS);
+            for (t, out) in strip.chunks_exact_mut(TILE_ROWS).take(count).enumerate() {
+                out[..width].copy_from_slice(&dy[t * n + s * TILE_ROWS..][..width]);
             }
         });
         scratch.panels.par_chunks_mut(PANEL * OUTER_ROWS).enumerate().with_min_len(4).for_each(|(p, panel)| {
@@ -237,13 +273,15 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
             }
         });
         let (strip_data, panel_data) = (&scratch.rows, &scratch.panels);
-        g_nk.par_chunks_mut(6 * k).enumerate().for_each(|(s, g)| {
-            let strip = &strip_data[s * 6 * OUTER_ROWS..][..6 * count];
-            for p in 0..panels {
-                let panel = &panel_data[p * PANEL * OUTER_ROWS..][..PANEL * count];
-                let mut acc = [[0.0f32; PANEL]; 6];
-                strip_tile(isa, strip, panel, &mut acc);
-                let width = PANEL.min(k - p * PANEL);
+        g_nk.par_chunks_mut(TILE_ROWS * k).enumerate().for_each(|(s, g)| {
+            let strip = &strip_data[s * TILE_ROWS * OUTER_ROWS..][..TILE_ROWS * count];
+            let rows = g.len() / k;
+            for p in (0..panels).step_by(TILE_PANELS) {
+                let num_panels = (panels - p).min(TILE_PANELS);
+                let data = &panel_data[p * PANEL * OUTER_ROWS..][..num_panels * PANEL * OUTER_ROWS];
+                let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
+                tile(isa, Strided { data: strip, row: 1, step: TILE_ROWS }, rows, data, num_panels, count, &mut acc);
+                let width = (num_panels * PANEL).min(k - p * PANEL);
                 for (row, g) in acc.iter().zip(g.chunks_exact_mut(k)) {
                     for (g, value) in g[p * PANEL..][..width].iter_mut().zip(row) {
                         *g += value;
@@ -254,41 +292,126 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
     }
 }
 
-/// Six columns of `dy` (packed `[t][6]`) times one panel of `x` (packed `[t][16]`).
-fn strip_tile(isa: Isa, strip: &[f32], panel: &[f32], acc: &mut [[f32; PANEL]; 6]) {
-    let count = strip.len() / 6;
-    assert!(panel.len() >= count * PANEL, "a panel as long as its strip");
-    #[cfg(target_arch = "x86_64")]
-    if isa != Isa::Portable {
-        // SAFETY: the instruction set was detected; the assertion above bounds every access.
-        unsafe { x86::tile::<6>(strip.as_ptr(), 1, 6, panel.as_ptr(), count, acc) };
-        return;
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{PANEL, TILE_COLS, TILE_ROWS};
+    use std::arch::x86_64::{
+        _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
+        _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+    };
+
+    /// Calls a kernel whose row count is a constant.
+    macro_rules! with_rows {
+        ($rows:expr, $kernel:ident $args:tt, $($n:literal)*) => {
+            match $rows { $($n => $kernel::<$n> $args,)* _ => unreachable!("rows of a tile") }
+        };
     }
-    for (values, column) in strip.chunks_exact(6).zip(panel.chunks_exact(PANEL)) {
-        for (acc, value) in acc.iter_mut().zip(values) {
-            for (a, x) in acc.iter_mut().zip(column) {
-                *a = value.mul_add(*x, *a);
+
+    /// Tile of up to 12 rows and 1 or 2 panels, the second `panel_len` after the first.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn tile_512(
+        a: *const f32,
+        row: usize,
+        step: usize,
+        rows: usize,
+        b: *const f32,
+        panel_len: usize,
+        num_panels: usize,
+        count: usize,
+        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
+    ) {
+        // SAFETY: the caller's slices hold `count` steps of both operands.
+        unsafe {
+            if num_panels == 1 {
+                with_rows!(rows, narrow_512(a, row, step, b, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
+            } else {
+                let second = b.add(panel_len);
+                with_rows!(rows, wide_512(a, row, step, b, second, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
             }
         }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::PANEL;
-    use std::arch::x86_64::{
-        _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps,
-    };
+    #[target_feature(enable = "avx512f")]
+    unsafe fn wide_512<const R: usize>(
+        a: *const f32,
+        row: usize,
+        step: usize,
+        first: *const f32,
+        second: *const f32,
+        count: usize,
+        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); 2]; R];
+        for s in 0..count {
+            // SAFETY: the caller's slices hold `count` steps of both operands.
+            unsafe {
+                let (b0, b1) = (_mm512_loadu_ps(first.add(s * PANEL)), _mm512_loadu_ps(second.add(s * PANEL)));
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    let x = _mm512_set1_ps(*a.add(i * row + s * step));
+                    sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
+                    sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+                }
+            }
+        }
+        for (sum, out) in sums.iter().zip(acc) {
+            // SAFETY: each row of `acc` has 32 elements.
+            unsafe {
+                _mm512_storeu_ps(out.as_mut_ptr(), sum[0]);
+                _mm512_storeu_ps(out.as_mut_ptr().add(PANEL), sum[1]);
+            }
+        }
+    }
 
-    /// `acc[i][c] = sum over s of a[i * row + s * step] * b[s * 16 + c]` for R rows and 16 columns, in the order of s.
-    #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn tile<const R: usize>(
+    #[target_feature(enable = "avx512f")]
+    unsafe fn narrow_512<const R: usize>(
         a: *const f32,
         row: usize,
         step: usize,
         b: *const f32,
         count: usize,
-        acc: &mut [[f32; PANEL]; 6],
+        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
+    ) {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for s in 0..count {
+            // SAFETY: the caller's slices hold `count` steps of both operands.
+            unsafe {
+                let b = _mm512_loadu_ps(b.add(s * PANEL));
+                for (i, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(i * row + s * step)), b, *sum);
+                }
+            }
+        }
+        for (sum, out) in sums.iter().zip(acc) {
+            // SAFETY: each row of `acc` has 32 elements.
+            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
+        }
+    }
+
+    /// Tile of up to 6 rows and the panel that belongs to columns `panel * 16 ..`.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn tile_256(
+        a: *const f32,
+        row: usize,
+        step: usize,
+        rows: usize,
+        b: *const f32,
+        panel: usize,
+        count: usize,
+        acc: &mut [[f32; TILE_COLS]],
+    ) {
+        // SAFETY: the caller's slices hold `count` steps of both operands.
+        unsafe { with_rows!(rows, rows_256(a, row, step, b, panel, count, acc), 1 2 3 4 5 6) };
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    unsafe fn rows_256<const R: usize>(
+        a: *const f32,
+        row: usize,
+        step: usize,
+        b: *const f32,
+        panel: usize,
+        count: usize,
+        acc: &mut [[f32; TILE_COLS]],
     ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
         for s in 0..count {
@@ -303,8 +426,9 @@ mod x86 {
                 }
             }
         }
-        for (sum, out) in sums.iter().zip(acc.iter_mut()) {
-            // SAFETY: each row of `acc` has 16 elements.
+        for (sum, out) in sums.iter().zip(acc) {
+            let out = &mut out[panel * PANEL..][..PANEL];
+            // SAFETY: the slice has 16 elements.
             unsafe {
                 _mm256_storeu_ps(out.as_mut_ptr(), sum[0]);
                 _mm256_storeu_ps(out.as_mut_ptr().add(8), sum[1]);
