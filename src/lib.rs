@@ -60,6 +60,7 @@ pub mod compute {
 /// Floor 3: running programs that nobody has read.
 pub mod exec {
     pub mod convert;
+    pub mod literal;
     pub mod policy;
     pub mod pool;
     pub mod protocol;

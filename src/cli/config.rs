@@ -50,9 +50,9 @@ impl Layers {
             layers.apply_table("", &table, &format!("{origin} {}", path.display()))?;
         }
         for set in &args.sets {
-            let (key, text) = set.split_once('=').ok_or_else(|| {
-                Error::usage(format!("--set {set} has no `=`")).with_hint("write --set key=value")
-            })?;
+            let (key, text) = set
+                .split_once('=')
+                .ok_or_else(|| Error::usage(format!("--set {set} has no `=`")).with_hint("write --set key=value"))?;
             layers.set(key.trim(), value_of(text.trim()), "--set")?;
         }
         let number = |n: usize| Value::Integer(n as i64);
@@ -64,9 +64,8 @@ impl Layers {
             ("executors", args.executors.map(number)),
             (
                 "executor.sandbox",
-                args.sandbox.map(|s| {
-                    Value::String(if s == SandboxMode::Strict { "strict" } else { "best-effort" }.to_owned())
-                }),
+                args.sandbox
+                    .map(|s| Value::String(if s == SandboxMode::Strict { "strict" } else { "best-effort" }.to_owned())),
             ),
         ];
         for (key, value) in flags {
@@ -152,7 +151,8 @@ impl Layers {
 
     /// The text of resolved.toml: every setting, with its origin where it is not the default.
     pub fn resolved(&self) -> String {
-        let mut text = String::from("# Every setting of this run. A comment names where a value that is no default comes from.\n");
+        let mut text =
+            String::from("# Every setting of this run. A comment names where a value that is no default comes from.\n");
         self.write_table("", &self.table, &mut text);
         text
     }
@@ -225,7 +225,8 @@ mod tests {
         let file = dir.path().join("c.toml");
         std::fs::write(&file, "steps = 7\nseed = 7\n[train]\nlearning_rate = 1\n").expect("written");
         let file = file.to_string_lossy().into_owned();
-        let layers = resolve(&["--config", &file, "--set", "seed=8", "--set", "steps=8", "--steps", "9"]).expect("good");
+        let layers =
+            resolve(&["--config", &file, "--set", "seed=8", "--set", "steps=8", "--steps", "9"]).expect("good");
         let config = layers.config().expect("good");
         assert_eq!((config.steps, config.seed, config.train.learning_rate), (9, 8, 1.0));
         assert_eq!(config.selfplay.batch_size, 32);

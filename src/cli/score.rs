@@ -69,7 +69,8 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         let probe: Vec<f32> = item.weights.iter().map(|w| if *w == 0.0 { f32::MIN_POSITIVE } else { *w }).collect();
         let reports = micro_batch(&decoder, &[nll_sequence(&item.tokens, &probe)], &mut grads)?;
         let logprobs: Vec<Option<f32>> = std::iter::once(None).chain(reports.iter().map(|r| Some(r.logprob))).collect();
-        let entropies: Vec<Option<f32>> = std::iter::once(None).chain(reports.iter().map(|r| Some(r.entropy))).collect();
+        let entropies: Vec<Option<f32>> =
+            std::iter::once(None).chain(reports.iter().map(|r| Some(r.entropy))).collect();
         let mut answer = json!({"tokens": item.tokens, "logprobs": logprobs, "entropies": entropies});
         if let Some(tokens) = continuations.get(i) {
             answer["generated"] = json!(tokens);
@@ -107,9 +108,7 @@ fn read(model: &ModelFiles) -> Result<Vec<Item>> {
         }
         let line: Line = serde_json::from_str(&line).map_err(|e| bad(format!("is no request: {e}")))?;
         let tokens = match (line.text, line.tokens) {
-            (Some(text), None) => {
-                model.bos.into_iter().chain(model.tokenizer.encode(&text, Specials::Parse)).collect()
-            }
+            (Some(text), None) => model.bos.into_iter().chain(model.tokenizer.encode(&text, Specials::Parse)).collect(),
             (None, Some(tokens)) => tokens,
             _ => return Err(bad("needs either text or tokens".to_owned())),
         };

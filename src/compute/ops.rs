@@ -238,7 +238,6 @@ pub trait Backend: Sized + Send + Sync {
     /// Writes the keys and values of the batch into one layer's pages. Pages that are written belong to one sequence only.
     fn write_kv(&self, heads: Heads, kv: &Self::Kv, layer: usize, qkv_tq: &Self::Buf, spans: &[Span<'_>]);
     /// Causal attention of the batch's rows over their sequences' pages; `out[T][H C]`, `lse[T][H]`.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn attention(
         &self,
         heads: Heads,

@@ -138,7 +138,7 @@ fn read(vm: &VirtualMachine, object: &PyObject, depth: usize, left: &mut usize) 
     if exact(types.dict_type)
         && let Some(d) = object.downcast_ref::<PyDict>()
     {
-        let (keys, values): (Vec<_>, Vec<_>) = d.to_owned().into_iter().unzip();
+        let (keys, values): (Vec<_>, Vec<_>) = (&**d).into_iter().unzip();
         return Ok(Value::Dict(all(&keys)?.into_iter().zip(all(&values)?).collect()));
     }
     if exact(types.set_type)

@@ -99,7 +99,8 @@ impl Pool {
             }
             let [first, second] = <[Zygote; 2]>::try_from(pair).ok().expect("two were started");
             let mut supervisor = Supervisor { config: config.clone(), zygotes: [Some(first), Some(second)] };
-            let (work, out): (Receiver<(u64, Request)>, Sender<(u64, Verdict)>) = (work.clone(), out.clone());
+            let work: Receiver<(u64, Request)> = work.clone();
+            let out: Sender<(u64, Verdict)> = out.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("azr-executor-{i}"))
                 .stack_size(SUPERVISOR_STACK)

@@ -108,9 +108,8 @@ pub fn cleaned(source: &str) -> Option<String> {
                 cut.push(token.range());
             }
         }
-        let keeps = |s: &Stmt| {
-            matches!(s, Stmt::Import(_) | Stmt::ImportFrom(_) | Stmt::FunctionDef(_) | Stmt::ClassDef(_))
-        };
+        let keeps =
+            |s: &Stmt| matches!(s, Stmt::Import(_) | Stmt::ImportFrom(_) | Stmt::FunctionDef(_) | Stmt::ClassDef(_));
         cut.extend(module.suite().iter().filter(|s| !keeps(s)).map(Ranged::range));
         let mut docstrings = Docstrings(Vec::new());
         module.suite().iter().for_each(|s| docstrings.visit_stmt(s));
@@ -121,7 +120,8 @@ pub fn cleaned(source: &str) -> Option<String> {
                 text.push(c);
             }
         }
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|l| !l.trim_matches([';', ' ']).is_empty()).collect();
+        let lines: Vec<&str> =
+            text.lines().map(str::trim_end).filter(|l| !l.trim_matches([';', ' ']).is_empty()).collect();
         lines.join("\n")
     })
 }
@@ -357,8 +357,8 @@ mod tests {
     #[test]
     fn nesting_counts_more_than_length() {
         let flat = complexity("def f(x):\n    a = x\n    b = a\n    c = b\n    return c").expect("parses");
-        let deep =
-            complexity("def f(x):\n    for i in x:\n        if i and x:\n            return 1\n    return 0").expect("parses");
+        let deep = complexity("def f(x):\n    for i in x:\n        if i and x:\n            return 1\n    return 0")
+            .expect("parses");
         assert_eq!((flat.cognitive, flat.cyclomatic), (0.0, 1.0));
         // for 1, if 1 + 1, and 1; paths: 1 + for + if + and.
         assert_eq!((deep.cognitive, deep.cyclomatic), (4.0, 4.0));

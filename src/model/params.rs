@@ -196,8 +196,9 @@ impl ParamTable {
         // A tied head may be stored once more, and old files hold the rotary frequencies.
         let harmless = |n: &str| n == "lm_head.weight" && self.head == self.embed || n.ends_with("rotary_emb.inv_freq");
         if let Some(name) = files.names().find(|n| !known.contains(n) && !harmless(n)) {
-            return Err(Error::config(format!("the weights hold the unknown tensor {name}"))
-                .with_hint("adapters and other architectures cannot be loaded; merge adapters into the weights first"));
+            return Err(Error::config(format!("the weights hold the unknown tensor {name}")).with_hint(
+                "adapters and other architectures cannot be loaded; merge adapters into the weights first",
+            ));
         }
         self.read(|name, shape| files.read(name, shape))
     }

@@ -22,7 +22,8 @@ impl JsonLines {
             let kept = lines_up_to(&path, last_step)?;
             publish(&path, &kept)?;
         }
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
+        let file =
+            OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
         Ok(JsonLines { path, file: BufWriter::new(file) })
     }
 

@@ -221,8 +221,12 @@ impl Round {
     /// # Errors
     /// When the engine or the executor fails, or on a stop signal.
     pub fn run<B: Backend>(&mut self, cx: &mut Context<'_, B>) -> Result<()> {
-        let mut traffic =
-            Traffic { owners: HashMap::new(), outbox: VecDeque::new(), in_flight: 0, judge: Judge::new(cx.rules.induction_reward) };
+        let mut traffic = Traffic {
+            owners: HashMap::new(),
+            outbox: VecDeque::new(),
+            in_flight: 0,
+            judge: Judge::new(cx.rules.induction_reward),
+        };
         for (i, p) in self.proposals.iter().enumerate().filter(|(_, p)| p.completion.is_none()) {
             traffic.owners.insert(p.id, Owner::Proposal(i));
             cx.submit(p.id, p.config, &p.prompt)?;

@@ -5,8 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use crate::exec::literal::answers_equal;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
-use crate::exec::value::answers_equal;
 use crate::selfplay::parse::names_error;
 use crate::selfplay::reward::InductionReward;
 use crate::selfplay::task::{Task, TaskKind};

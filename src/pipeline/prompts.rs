@@ -86,7 +86,11 @@ impl Prompter<'_> {
             self.buffers.of(kind).iter().filter(|t| t.num_composites == 0 && is_one_function(&t.program)).collect();
         let count = (1 + rng.below(config.max_functions.max(1))).min(simple.len());
         let picked = rng.distinct(simple.len(), count);
-        picked.into_iter().enumerate().filter_map(|(i, at)| rename(&simple[at].program, "f", &format!("g_{i}"))).collect()
+        picked
+            .into_iter()
+            .enumerate()
+            .filter_map(|(i, at)| rename(&simple[at].program, "f", &format!("g_{i}")))
+            .collect()
     }
 
     /// Adds `count` solver tasks of a type; tasks whose prompt is too long are left out, and counted.

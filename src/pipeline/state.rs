@@ -49,7 +49,8 @@ pub fn save<B: Backend>(
     buffers: &Buffers,
     counters: &Counters,
 ) -> Result<()> {
-    let json = |text: serde_json::Result<String>| text.map_err(|e| Error::failure(format!("a checkpoint's state: {e}")));
+    let json =
+        |text: serde_json::Result<String>| text.map_err(|e| Error::failure(format!("a checkpoint's state: {e}")));
     let mut files = vec![
         ("model.safetensors".to_owned(), to_bytes(&trainer.weights(), StoredAs::F32)?),
         ("azr/optimizer.safetensors".to_owned(), to_bytes(&trainer.moments(), StoredAs::F32)?),

@@ -108,8 +108,7 @@ impl<B: Backend> Run<B> {
         let mut metrics = self.metrics(step, &round, &samples, stats);
         drop(samples);
         self.store(&round);
-        metrics.buffers =
-            TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
+        metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();

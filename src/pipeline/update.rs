@@ -74,13 +74,8 @@ pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Ve
 fn proposed<'a>(p: &'a Proposal, seen: &Seen, config: &SelfPlayConfig) -> Sample<'a> {
     let references: Vec<_> = p.references.iter().map(Arc::as_ref).collect();
     let intrinsic = p.task.as_ref().map_or_else(Vec::new, |t| terms(t, &references, seen, &config.intrinsic));
-    let reward = reward::proposer(
-        p.format_ok,
-        p.success_rate(),
-        config.propose_reward,
-        &intrinsic,
-        config.intrinsic.combine,
-    );
+    let reward =
+        reward::proposer(p.format_ok, p.success_rate(), config.propose_reward, &intrinsic, config.intrinsic.combine);
     Sample {
         id: p.id,
         config: p.config,

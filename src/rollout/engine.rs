@@ -3,8 +3,8 @@
 use crate::compute::ops::{Backend, PAGE};
 use crate::error::Result;
 use crate::model::forward::{Decoder, SeqRows};
-use crate::rollout::scheduler::{Limits, Scheduler};
 pub use crate::rollout::scheduler::{Completion, Finish, SampleRequest};
+use crate::rollout::scheduler::{Limits, Scheduler};
 
 /// Continuous batching on a device.
 pub struct Engine<B: Backend> {

@@ -209,7 +209,8 @@ mod tests {
         // Frozen "newest" entries were a defect of the reference: here they are those of the last step.
         let drawn = buffer.solver_tasks(&mut rng(), 8, TaskSampling::MaxNew, 20);
         assert_eq!((drawn.len(), drawn.iter().filter(|t| t.step == 19).count() >= 3), (8, true));
-        let all: Vec<u64> = buffer.solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 20).iter().map(|t| t.step).collect();
+        let all: Vec<u64> =
+            buffer.solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 20).iter().map(|t| t.step).collect();
         assert_eq!(all, [19, 19, 19]);
         assert_eq!(buffer.solver_tasks(&mut rng(), 100, TaskSampling::Uniform, 20).len(), 100);
         assert!(Buffer::new(1).solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 1).is_empty());

@@ -122,7 +122,9 @@ pub fn answer(format: Format, kind: TaskKind, pieces: &[Piece], finished: bool) 
             let last = |tags: &[&str]| fences.iter().rev().find(|f| tags.contains(&f.tag.as_str()));
             let found = match kind {
                 TaskKind::Induction => last(CODE_TAGS).map(|f| f.body.clone()),
-                TaskKind::Abduction => Some(last(&["input"]).map_or_else(|| loose(part, "# Input:"), |f| f.body.clone())),
+                TaskKind::Abduction => {
+                    Some(last(&["input"]).map_or_else(|| loose(part, "# Input:"), |f| f.body.clone()))
+                }
                 _ => Some(last(&["output"]).map_or_else(|| loose(part, "# Output:"), |f| f.body.clone())),
             };
             let answer = found.map(|t| t.trim().to_owned()).filter(|t| !t.is_empty());
@@ -288,7 +290,10 @@ mod tests {
         let two = "x</think><answer>```python\ndef f(x):\n    return 1\n```\n```input\n1\n```\n\
                    ```python\ndef f(x):\n    return 2\n```\n```input\n2\n```</answer>";
         let draft = propose(TaskKind::Deduction, two).draft.expect("a draft");
-        assert_eq!((draft.program.as_str(), draft.inputs.as_slice()), ("def f(x):\n    return 1", &["1".to_owned()][..]));
+        assert_eq!(
+            (draft.program.as_str(), draft.inputs.as_slice()),
+            ("def f(x):\n    return 1", &["1".to_owned()][..])
+        );
         let read = |kind| answer(Format::Azr, kind, &azr(two), true).answer;
         assert_eq!(read(TaskKind::Abduction).as_deref(), Some("2"));
         assert_eq!(read(TaskKind::Induction).as_deref(), Some("def f(x):\n    return 2"));
@@ -296,9 +301,13 @@ mod tests {
 
     #[test]
     fn only_the_last_answer_counts_and_a_second_assistant_is_text() {
-        let text = "Assistant: a</think><answer>```output\n1\n```</answer> Assistant: <answer>```output\n2\n```</answer>";
+        let text =
+            "Assistant: a</think><answer>```output\n1\n```</answer> Assistant: <answer>```output\n2\n```</answer>";
         assert_eq!(answer(Format::Azr, TaskKind::Deduction, &azr(text), true).answer.as_deref(), Some("2"));
-        assert_eq!(answer(Format::Azr, TaskKind::Deduction, &azr("</think><answer> 7 </answer>"), true).answer.as_deref(), Some("7"));
+        assert_eq!(
+            answer(Format::Azr, TaskKind::Deduction, &azr("</think><answer> 7 </answer>"), true).answer.as_deref(),
+            Some("7")
+        );
     }
 
     #[test]
@@ -320,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_draft_may_be_good_where_the_format_is_bad() {
-        let read = propose(TaskKind::Deduction, "<answer>```python\ndef f(x):\n    return 1\n```\n```input\n1\n```</answer>");
+        let read =
+            propose(TaskKind::Deduction, "<answer>```python\ndef f(x):\n    return 1\n```\n```input\n1\n```</answer>");
         assert!(!read.format_ok && read.draft.is_ok());
     }
 

@@ -206,7 +206,9 @@ fn azr_proposer(kind: TaskKind, references: &[&Task], composites: &[String]) -> 
     };
     let mut composite_rules = String::new();
     if !composites.is_empty() {
-        composite_rules.push_str("The program must call every one of these functions, which exist already; do not define them again:\n");
+        composite_rules.push_str(
+            "The program must call every one of these functions, which exist already; do not define them again:\n",
+        );
         for source in composites {
             let _ = write!(composite_rules, "```python\n{source}\n```\n");
         }
@@ -273,10 +275,13 @@ mod tests {
     use super::*;
 
     fn shown(pieces: &[Piece]) -> String {
-        pieces.iter().map(|p| match p {
-            Piece::Special(name) => (*name).to_owned(),
-            Piece::Text(text) => text.clone(),
-        }).collect()
+        pieces
+            .iter()
+            .map(|p| match p {
+                Piece::Special(name) => (*name).to_owned(),
+                Piece::Text(text) => text.clone(),
+            })
+            .collect()
     }
 
     #[test]

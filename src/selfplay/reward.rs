@@ -93,7 +93,13 @@ pub fn solver(format_ok: bool, accuracy: f64) -> f64 {
 
 /// Reward of a proposal. `success_rate` is the mean accuracy of its probes, none when the task is invalid; `terms` are
 /// the weighted and capped intrinsic rewards that are switched on.
-pub fn proposer(format_ok: bool, success_rate: Option<f64>, extremes: Extremes, terms: &[f64], combine: Combine) -> f64 {
+pub fn proposer(
+    format_ok: bool,
+    success_rate: Option<f64>,
+    extremes: Extremes,
+    terms: &[f64],
+    combine: Combine,
+) -> f64 {
     let Some(rate) = success_rate.filter(|_| format_ok) else { return BAD_FORMAT };
     let r = learnability(rate);
     if r == 0.0 {
@@ -117,10 +123,14 @@ mod tests {
 
     #[test]
     fn the_solver_table() {
-        assert_eq!([solver(false, 1.0), solver(true, 0.0), solver(true, 1.0), solver(true, 0.4)], [-1.0, -0.5, 1.0, 0.4]);
+        assert_eq!(
+            [solver(false, 1.0), solver(true, 0.0), solver(true, 1.0), solver(true, 0.4)],
+            [-1.0, -0.5, 1.0, 0.4]
+        );
         let share = 0.8;
         assert_eq!(
-            [InductionReward::Binary, InductionReward::Accuracy, InductionReward::AnyCorrect].map(|r| r.accuracy(share)),
+            [InductionReward::Binary, InductionReward::Accuracy, InductionReward::AnyCorrect]
+                .map(|r| r.accuracy(share)),
             [0.0, 0.8, 1.0]
         );
     }
@@ -141,7 +151,10 @@ mod tests {
     #[test]
     fn intrinsic_terms_join_as_named_and_never_save_a_worthless_task() {
         let with = |combine| proposer(true, Some(0.5), Extremes::Zero, &[0.5, 0.25], combine);
-        assert_eq!([Combine::Sum, Combine::Multiply, Combine::SumMultiply, Combine::MultiplySum].map(with), [1.25, 0.0625, 0.625, 0.375]);
+        assert_eq!(
+            [Combine::Sum, Combine::Multiply, Combine::SumMultiply, Combine::MultiplySum].map(with),
+            [1.25, 0.0625, 0.625, 0.375]
+        );
         assert_eq!(proposer(true, Some(1.0), Extremes::Zero, &[0.5], Combine::Sum), 0.0);
     }
 }

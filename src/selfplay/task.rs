@@ -111,16 +111,11 @@ impl Task {
     pub fn identity(kind: TaskKind) -> Task {
         let same = |text: &str| Pair { input: text.to_owned(), output: text.to_owned() };
         let pairs = match kind {
-            TaskKind::Induction => [
-                "'Hello world'",
-                "1",
-                "{'a': 1, 'b': 2}",
-                "(1.1, 1.2, 1.3)",
-                "'[[1, 0], [0, 1]]'",
-                "1001101100010001",
-            ]
-            .map(same)
-            .into(),
+            TaskKind::Induction => {
+                ["'Hello world'", "1", "{'a': 1, 'b': 2}", "(1.1, 1.2, 1.3)", "'[[1, 0], [0, 1]]'", "1001101100010001"]
+                    .map(same)
+                    .into()
+            }
             TaskKind::Error => vec![Pair { input: "'Hello world'".into(), output: "NoError".into() }],
             _ => vec![same("'Hello world'")],
         };

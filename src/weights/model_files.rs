@@ -120,7 +120,10 @@ impl ModelFiles {
         };
         let bos = added_bos(&tokenizer, &tokenizer_config);
         if let Some(id) = eos.iter().chain(&bos).find(|id| **id as usize >= spec.vocab_size) {
-            return Err(Error::config(format!("the special token {id} is outside the vocabulary of {}", spec.vocab_size)));
+            return Err(Error::config(format!(
+                "the special token {id} is outside the vocabulary of {}",
+                spec.vocab_size
+            )));
         }
         Ok(ModelFiles { spec, tokenizer, tensors, eos, bos, is_embedded, companions })
     }

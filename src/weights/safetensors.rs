@@ -118,7 +118,10 @@ impl TensorFiles {
                 shape: info.shape.clone(),
             };
             if self.entries.insert(name.clone(), entry).is_some() {
-                return Err(Error::config(format!("the tensor {name} is in two files, {} one of them", path.display())));
+                return Err(Error::config(format!(
+                    "the tensor {name} is in two files, {} one of them",
+                    path.display()
+                )));
             }
         }
         self.sources.push(Source { path, data });
@@ -302,10 +305,7 @@ mod tests {
     use super::*;
 
     fn tensors() -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        vec![
-            ("a".into(), vec![2, 2], vec![1.0, -2.5, 3.0, 4.0]),
-            ("b".into(), vec![3], vec![0.1, 0.2, 0.3]),
-        ]
+        vec![("a".into(), vec![2, 2], vec![1.0, -2.5, 3.0, 4.0]), ("b".into(), vec![3], vec![0.1, 0.2, 0.3])]
     }
 
     #[test]

@@ -99,15 +99,16 @@ impl ModelSpec {
     }
 
     fn check(&self, config: &Value) -> Result<()> {
-        let unsupported = |what: &str| Err(Error::config(format!("config.json asks for {what}, which azr does not have")));
-        if self.head_dim == 0 || self.head_dim % 2 != 0 {
+        let unsupported =
+            |what: &str| Err(Error::config(format!("config.json asks for {what}, which azr does not have")));
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(Error::config(format!("config.json gives an odd head_dim of {}", self.head_dim)));
         }
         // A model of today has a hundred layers; thousands are a damaged file.
         if self.num_layers > 4096 {
             return unsupported(&format!("{} layers", self.num_layers));
         }
-        if self.num_heads % self.num_kv_heads != 0 {
+        if !self.num_heads.is_multiple_of(self.num_kv_heads) {
             return Err(Error::config(format!(
                 "config.json gives {} query heads for {} key-value heads, which is no whole ratio",
                 self.num_heads, self.num_kv_heads

@@ -211,7 +211,9 @@ fn tile(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set was detected; the assertions above bound every access.
-        Isa::Avx512 => unsafe { x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.as_ptr(), panel_len, num_panels, count, acc) },
+        Isa::Avx512 => unsafe {
+            x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.as_ptr(), panel_len, num_panels, count, acc)
+        },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             for p in 0..num_panels {
@@ -219,7 +221,9 @@ fn tile(
                     let (from, panel) = (&a.data[r * a.row..], &b[p * panel_len..]);
                     let out = &mut acc[r..];
                     // SAFETY: as above.
-                    unsafe { x86::tile_256(from.as_ptr(), a.row, a.step, (rows - r).min(6), panel.as_ptr(), p, count, out) };
+                    unsafe {
+                        x86::tile_256(from.as_ptr(), a.row, a.step, (rows - r).min(6), panel.as_ptr(), p, count, out)
+                    };
                 }
             }
         }

@@ -41,7 +41,7 @@ pub fn ln(x: f32) -> f32 {
     let p = p.mul_add(f, -1.666_805_8e-1);
     let p = p.mul_add(f, 2.000_071_5e-1);
     let p = p.mul_add(f, -2.499_999_4e-1);
-    let p = p.mul_add(f, 3.333_333_1e-1);
+    let p = p.mul_add(f, 3.333_333e-1);
     let y = f * z * p;
     let y = e.mul_add(-2.121_944_4e-4, y);
     let y = z.mul_add(-0.5, y);
