@@ -2,13 +2,12 @@
 
 pub mod args;
 pub mod config;
+pub mod pretrain;
 pub mod score;
 pub mod train;
 
-use crate::cli::args::{Cli, Command, PretrainArgs};
-use crate::error::{Error, Result};
-use crate::exec::pool::PoolConfig;
-use crate::pretrain::{self, PretrainConfig};
+use crate::cli::args::{Cli, Command};
+use crate::error::Result;
 
 /// Does what the command line says.
 ///
@@ -18,36 +17,6 @@ pub fn run(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => train::train(&cli.train),
         Some(Command::Score(args)) => score::score(args),
-        Some(Command::Pretrain(args)) => make_embedded(args),
+        Some(Command::Pretrain(args)) => pretrain::pretrain(args),
     }
-}
-
-/// Steps between two lines of pre-training's progress.
-const REPORT_EVERY: u64 = 50;
-
-fn make_embedded(args: &PretrainArgs) -> Result<()> {
-    if args.vocabulary {
-        std::fs::create_dir_all(&args.out).map_err(|e| Error::io("create", &args.out, &e))?;
-        return pretrain::train_tokenizer(&args.out.join("tokenizer.json"), args.seed);
-    }
-    let num_threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-    let config = PretrainConfig {
-        seed: args.seed,
-        num_tokens: args.tokens,
-        batch_tokens: 8192,
-        learning_rate: args.learning_rate,
-        spec: pretrain::embedded_spec(),
-        num_threads,
-        pool: PoolConfig { num_workers: num_threads, ..PoolConfig::default() },
-    };
-    if !args.evaluate {
-        pretrain::train(&config, &args.out, |p| {
-            if p.step % REPORT_EVERY == 0 {
-                eprintln!("step {}  tokens {}  loss {:.4}  {:.0} tokens/s", p.step, p.tokens, p.loss, p.tokens_per_s);
-            }
-        })?;
-    }
-    let found = pretrain::evaluate::evaluate(&args.out, &config)?;
-    println!("{}", serde_json::to_string_pretty(&found).map_err(|e| Error::failure(e.to_string()))?);
-    Ok(())
 }

@@ -40,11 +40,14 @@ pub mod observe {
     pub mod console;
     pub mod records;
     pub mod sinks;
+    pub mod tensorboard;
 }
 
 /// Floor 3: the operations that a model is made of, and the devices that run them.
 pub mod compute {
     pub mod ops;
+    #[cfg(test)]
+    mod tests;
 
     /// The CPU.
     pub mod cpu {

@@ -67,13 +67,18 @@ pub struct RunDir {
 }
 
 impl RunDir {
-    /// Opens a directory, making it where it is missing.
+    /// The run in a directory, which need not exist yet.
+    pub fn at(root: &Path) -> Self {
+        RunDir { root: root.to_owned() }
+    }
+
+    /// Makes the directory where it is missing.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn create(root: &Path) -> Result<Self> {
         fs::create_dir_all(root.join("checkpoints")).map_err(|e| Error::io("create", root, &e))?;
-        Ok(RunDir { root: root.to_owned() })
+        Ok(Self::at(root))
     }
 
     /// The directory.

@@ -44,14 +44,15 @@ pub fn train(args: &TrainArgs) -> Result<()> {
             .with_hint(format!("go on with --resume {}, or name another --out", root.display())));
     }
     // A run that was stopped before its first checkpoint starts again.
-    let dir = RunDir::create(&root)?;
-    let last = dir.checkpoints().last().map(|step| dir.checkpoint(*step));
+    let last = RunDir::at(&root).checkpoints().last().map(|step| RunDir::at(&root).checkpoint(*step));
     let model = match &last {
         Some(checkpoint) => ModelFiles::open(checkpoint)?,
         None if config.weights.is_empty() => ModelFiles::embedded()?,
         None => ModelFiles::open(Path::new(&config.weights))?,
     };
     let backend = CpuBackend::new(config.num_threads())?;
+    // Nothing is left behind by a run that cannot start.
+    let dir = RunDir::create(&root)?;
     publish(&dir.file(RESOLVED), layers.resolved().as_bytes())?;
     let console = Console::new(config.steps, args.quiet);
     let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };

@@ -249,9 +249,11 @@ impl<'a> Parser<'a> {
         for (prefix, radix) in [("0x", 16), ("0X", 16), ("0b", 2), ("0B", 2), ("0o", 8), ("0O", 8)] {
             if let Some(digits) = rest.strip_prefix(prefix) {
                 let len = digits.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
-                let clean = digits[..len].replace('_', "");
+                // Python allows one underscore right after the prefix.
+                let clean =
+                    join_digits(digits[..len].strip_prefix('_').unwrap_or(&digits[..len]), u8::is_ascii_hexdigit);
                 self.at += prefix.len() + len;
-                let value = BigInt::parse_bytes(clean.as_bytes(), radix).filter(|_| !clean.is_empty());
+                let value = clean.and_then(|c| BigInt::parse_bytes(c.as_bytes(), radix).filter(|_| !c.is_empty()));
                 return value.map(Value::Int).ok_or_else(|| self.fail("a malformed number"));
             }
         }
@@ -265,8 +267,8 @@ impl<'a> Parser<'a> {
             len += 1;
         }
         self.at += len;
-        let clean = rest[..len].replace('_', "");
         let fail = self.fail("a malformed number");
+        let Some(clean) = join_digits(&rest[..len], u8::is_ascii_digit) else { return Err(fail) };
         let plain = |s: &str| s.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'));
         if let Some(imaginary) = clean.strip_suffix(['j', 'J']) {
             let im = imaginary.parse().ok().filter(|_| plain(imaginary));
@@ -482,6 +484,14 @@ impl<'a> Parser<'a> {
     }
 }
 
+/// The text without its underscores; none where one is not between two digits.
+fn join_digits(text: &str, is_digit: impl Fn(&u8) -> bool) -> Option<String> {
+    let bytes = text.as_bytes();
+    let digit = |i: usize| bytes.get(i).is_some_and(&is_digit);
+    let misplaced = |(i, b): (usize, &u8)| *b == b'_' && (i == 0 || !digit(i - 1) || !digit(i + 1));
+    (!bytes.iter().enumerate().any(misplaced)).then(|| text.replace('_', ""))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -535,6 +545,7 @@ mod tests {
             ("r'\\n'", "'\\\\n'"),
             ("0x1f", "31"),
             ("1_000", "1000"),
+            ("0x_1_f", "31"),
         ] {
             assert!(answers_equal(a, b), "{a} == {b}");
         }
@@ -577,6 +588,10 @@ mod tests {
             "gold_output",
             "'\\ud800'",
             "1__",
+            "1__0",
+            "1_.5",
+            "1e_5",
+            "0x_",
             "1.2.3",
             "infinity",
             "--",

@@ -191,12 +191,17 @@ pub fn normal_form(program: &str) -> Option<String> {
         walk.visit_stmt(stmt);
     }
     let (mut names, mut out, mut after_dot): (HashMap<&str, usize>, String, bool) = Default::default();
+    let mut after_docstring = false;
     for token in parsed.tokens() {
         let kind = token.kind();
         let layout = matches!(kind, TokenKind::Comment | TokenKind::NonLogicalNewline);
-        if layout || walk.docstrings.iter().any(|d| d.contains_range(token.range())) {
+        let docstring = walk.docstrings.iter().any(|d| d.contains_range(token.range()));
+        // A docstring goes with the end of its line.
+        if layout || docstring || after_docstring && kind == TokenKind::Newline {
+            after_docstring = docstring || layout && after_docstring;
             continue;
         }
+        after_docstring = false;
         let text = &program[token.range()];
         match kind {
             TokenKind::Newline => out.push(';'),

@@ -1,4 +1,5 @@
-//! Line-wise JSON logs in the run directory. A resumed run drops the lines that its checkpoint has not seen.
+//! The logs in the run directory: JSON lines and TensorBoard events. A resumed run drops the lines that its checkpoint has
+//! not seen.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -9,6 +10,7 @@ use serde::Serialize;
 use crate::base::run_dir::{RunDir, publish};
 use crate::error::{Error, Result};
 use crate::observe::records::{StepMetrics, TraceRecord};
+use crate::observe::tensorboard::EventFile;
 
 struct JsonLines {
     path: PathBuf,
@@ -56,6 +58,7 @@ fn lines_up_to(path: &Path, last_step: u64) -> Result<Vec<u8>> {
 pub struct Sinks {
     metrics: JsonLines,
     trace: JsonLines,
+    events: EventFile,
 }
 
 impl Sinks {
@@ -67,6 +70,7 @@ impl Sinks {
         Ok(Sinks {
             metrics: JsonLines::open(dir.file("metrics.jsonl"), last_step)?,
             trace: JsonLines::open(dir.file("trace.jsonl"), last_step)?,
+            events: EventFile::create(dir.root())?,
         })
     }
 
@@ -80,7 +84,9 @@ impl Sinks {
         }
         self.trace.flush()?;
         self.metrics.write(metrics)?;
-        self.metrics.flush()
+        self.metrics.flush()?;
+        let record = serde_json::to_value(metrics).map_err(|e| Error::failure(format!("a log record: {e}")))?;
+        self.events.scalars(metrics.step, &record)
     }
 }
 

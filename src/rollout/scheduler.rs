@@ -2,7 +2,9 @@
 //!
 //! Requests with one prompt that arrive in a row form a group. The group's prompt but for its last token runs once; its
 //! full pages are shared, and every sample starts on a copy of the page that is begun. A sample is admitted only when
-//! its longest course fits into the pages, so nothing is ever preempted. What is drawn does not depend on any of this.
+//! its longest course fits into the pages, so nothing is ever preempted. A group that has begun keeps pages for one of
+//! its members at a time until all have run, so that groups can never wait for each other. What is drawn does not depend
+//! on any of this.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -95,11 +97,14 @@ pub struct Plan {
 
 #[derive(Debug)]
 struct Group {
+    key: u64,
     prompt: Arc<[u32]>,
     pages: Vec<u32>,
     done: usize,
-    /// Pages set aside for one more member.
-    spare: usize,
+    /// Number of pages set aside for one member: as many as any of them needs.
+    lane: usize,
+    /// Whether a member is running on them.
+    lane_taken: bool,
     members: VecDeque<SampleRequest>,
 }
 
@@ -110,11 +115,20 @@ impl Group {
     }
 }
 
+/// Where a sample's own pages come from.
+#[derive(Debug, Clone, Copy)]
+enum Holds {
+    /// The pages that the group with this key has set aside.
+    Lane(u64),
+    /// A reservation of so many.
+    Pages(usize),
+}
+
 #[derive(Debug)]
 struct Sample {
     request: SampleRequest,
     pages: Vec<u32>,
-    reserved: usize,
+    holds: Holds,
     /// Tokens whose keys and values are in the pages.
     len: usize,
     tokens: Vec<u32>,
@@ -128,6 +142,7 @@ pub struct Scheduler {
     limits: Limits,
     pages: PagePool,
     reserved: usize,
+    next_key: u64,
     waiting: VecDeque<Group>,
     groups: Vec<Group>,
     samples: Vec<Sample>,
@@ -141,6 +156,7 @@ impl Scheduler {
             pages: PagePool::new(limits.num_pages),
             limits,
             reserved: 0,
+            next_key: 0,
             waiting: VecDeque::new(),
             groups: Vec::new(),
             samples: Vec::new(),
@@ -159,17 +175,24 @@ impl Scheduler {
                 crate::error::Kind::OutOfMemory,
                 format!("a sample needs {whole} KV pages and there are {}", self.limits.num_pages),
             )
-            .with_hint("lower rollout.max_prompt or rollout.max_response, or raise rollout.kv_tokens"));
+            .with_hint(
+                "lower rollout.max_prompt, rollout.max_propose or rollout.max_solve, or raise rollout.kv_tokens",
+            ));
         }
         match self.waiting.back_mut() {
             Some(group) if group.prompt == request.prompt => group.members.push_back(request),
-            _ => self.waiting.push_back(Group {
-                prompt: request.prompt.clone(),
-                pages: Vec::new(),
-                done: 0,
-                spare: 0,
-                members: VecDeque::from([request]),
-            }),
+            _ => {
+                self.next_key += 1;
+                self.waiting.push_back(Group {
+                    key: self.next_key,
+                    prompt: request.prompt.clone(),
+                    pages: Vec::new(),
+                    done: 0,
+                    lane: 0,
+                    lane_taken: false,
+                    members: VecDeque::from([request]),
+                });
+            }
         }
         Ok(())
     }
@@ -216,17 +239,29 @@ impl Scheduler {
     }
 
     fn admit(&mut self, plan: &mut Plan) {
-        let Scheduler { limits, pages, reserved, groups, samples, waiting } = self;
-        // Members of groups that have run.
+        self.admit_members(plan);
+        self.open_groups();
+        // A prompt of one token has nothing to run before its members.
+        self.admit_members(plan);
+    }
+
+    /// Admits members of groups whose prompt has run.
+    fn admit_members(&mut self, plan: &mut Plan) {
+        let Scheduler { limits, pages, reserved, groups, samples, .. } = self;
         for group in groups.iter_mut().filter(|g| g.done == g.shared()) {
-            while let Some(request) = group.members.front() {
+            while samples.len() < limits.max_running
+                && let Some(request) = group.members.front()
+            {
                 let need = Self::own_pages(request);
-                let more = need.saturating_sub(group.spare);
-                if samples.len() == limits.max_running || *reserved + more > limits.num_pages {
+                let holds = if !group.lane_taken {
+                    group.lane_taken = true;
+                    Holds::Lane(group.key)
+                } else if *reserved + need <= limits.num_pages {
+                    *reserved += need;
+                    Holds::Pages(need)
+                } else {
                     break;
-                }
-                *reserved += more;
-                group.spare = group.spare.saturating_sub(need);
+                };
                 let full = group.shared() / PAGE;
                 let mut table = group.pages[..full].to_vec();
                 table.iter().for_each(|p| pages.share(*p));
@@ -238,7 +273,7 @@ impl Scheduler {
                 let request = group.members.pop_front().expect("there is a front");
                 samples.push(Sample {
                     pages: table,
-                    reserved: need,
+                    holds,
                     len: group.shared(),
                     tokens: Vec::new(),
                     logprobs: Vec::new(),
@@ -247,19 +282,21 @@ impl Scheduler {
                 });
             }
         }
-        // A finished group keeps its full pages reserved through its members: the last holder gives them back, and
-        // until then they count as reserved by the group. So a group closes when its last member ends.
-        // New groups.
+    }
+
+    /// Takes up waiting groups while their prompt and one member fit.
+    fn open_groups(&mut self) {
+        let Scheduler { limits, pages, reserved, groups, samples, waiting, .. } = self;
         while let Some(group) = waiting.front() {
             let shared_pages = group.shared().div_ceil(PAGE);
-            let first = Self::own_pages(group.members.front().expect("a group has members"));
+            let lane = group.members.iter().map(Self::own_pages).max().expect("a group has members");
             let open: usize = groups.iter().filter(|g| g.done < g.shared()).count();
-            if *reserved + shared_pages + first > limits.num_pages || samples.len() + open >= limits.max_running {
+            if *reserved + shared_pages + lane > limits.num_pages || samples.len() + open >= limits.max_running {
                 break;
             }
-            *reserved += shared_pages + first;
+            *reserved += shared_pages + lane;
             let mut group = waiting.pop_front().expect("there is a front");
-            group.spare = first;
+            group.lane = lane;
             group.pages = (0..shared_pages).map(|_| pages.take().expect("reserved")).collect();
             groups.push(group);
         }
@@ -309,11 +346,17 @@ impl Scheduler {
         }
         let mut completions = Vec::new();
         let mut finishes = ended.into_iter();
-        let Scheduler { samples, pages, reserved, .. } = self;
+        let Scheduler { samples, groups, pages, reserved, .. } = self;
         samples.retain_mut(|s| {
             let Some(finish) = finishes.next().flatten() else { return true };
             s.pages.iter().for_each(|p| pages.give_back(*p));
-            *reserved -= s.reserved;
+            match s.holds {
+                Holds::Pages(n) => *reserved -= n,
+                Holds::Lane(key) => {
+                    let group = groups.iter_mut().find(|g| g.key == key);
+                    group.expect("a group outlives its members").lane_taken = false;
+                }
+            }
             completions.push(Completion {
                 id: s.request.id,
                 entropy: s.entropy / s.tokens.len() as f64,
@@ -327,17 +370,17 @@ impl Scheduler {
         completions
     }
 
-    /// Ends groups whose members have all been admitted and no longer use their pages.
+    /// Ends groups whose members have all been admitted and no longer use what is theirs.
     fn close_groups(&mut self) {
         let Scheduler { groups, pages, reserved, .. } = self;
         groups.retain(|group| {
             let full = group.shared() / PAGE;
             let in_use = group.pages[..full].iter().any(|p| pages.holders(*p) > 1);
-            if !group.members.is_empty() || in_use {
+            if !group.members.is_empty() || group.lane_taken || in_use {
                 return true;
             }
             group.pages.iter().for_each(|p| pages.give_back(*p));
-            *reserved -= group.pages.len() + group.spare;
+            *reserved -= group.pages.len() + group.lane;
             false
         });
     }
