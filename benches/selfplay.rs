@@ -17,6 +17,9 @@ use azr::train::optim::{OptimConfig, Trainer};
 use azr::weights::spec::ModelSpec;
 use criterion::{BatchSize, Criterion, Throughput};
 
+#[global_allocator]
+static ALLOCATOR: azr::exec::sandbox::CountingAllocator = azr::exec::sandbox::CountingAllocator;
+
 /// Threads of every measurement.
 const THREADS: usize = 2;
 /// Rollout: sequences, prompt tokens and new tokens of each; training: sequences and tokens of each.
@@ -25,6 +28,8 @@ const PROMPT: usize = 128;
 const NEW: usize = 128;
 const SEQS: usize = 64;
 const SEQ: usize = 256;
+/// Rows, columns and depth of the product that the others are measured by.
+const PRODUCT: [usize; 3] = [4096, 1024, 256];
 /// Tokens of one micro-batch.
 const MICRO: usize = 16 * SEQ;
 
@@ -60,7 +65,7 @@ fn forward_flops(spec: &ModelSpec, context: f64) -> f64 {
 }
 
 fn product(c: &mut Criterion) {
-    let (t, n, k) = (4096, 1024, 256);
+    let [t, n, k] = PRODUCT;
     let b = CpuBackend::new(THREADS).expect("threads start");
     let mut rng = Rng::new(1, Purpose::Test, 1, 0);
     let mut random = |len: usize| (0..len).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
@@ -168,7 +173,7 @@ fn peer(command: &str, dtype: &str) -> BTreeMap<String, f64> {
 }
 
 fn summary() {
-    let flops = median_s("product/flops").map(|s| (2 * 4096 * 1024 * 256) as f64 / s);
+    let flops = median_s("product/flops").map(|s| 2.0 * PRODUCT.iter().product::<usize>() as f64 / s);
     let mut own = BTreeMap::new();
     println!("\n{:<18} {:>12} {:>22}", "job, model", "tokens/s", "share of one product");
     for (model, spec) in [("embedded", embedded_spec()), ("peer", peer_spec())] {

@@ -52,6 +52,7 @@ pub mod compute {
     /// The CPU.
     pub mod cpu {
         pub mod attention;
+        pub mod attention_block;
         pub mod backend;
         pub mod gemm;
         pub mod head;

@@ -1,4 +1,5 @@
-//! Causal attention over KV pages of 16 tokens: one row's arithmetic, used by prefill, decoding and training alike.
+//! Causal attention over KV pages of 16 tokens, one row at a time: what decoding runs, and the definition of a row's
+//! arithmetic.
 //!
 //! Shapes: C head width, G key/value heads, H query heads, R = H / G query heads of a group. A page of one layer holds for
 //! each key/value head its keys transposed, `[C][16]` (16 keys are 16 lanes), and its values, `[16][C]`.
@@ -6,7 +7,7 @@
 //! Scores are sums over C in order; the softmax's denominator has 16 lanes (position mod 16) and a fixed tree; the output is
 //! a sum over positions in order. None of this depends on which other rows are computed.
 
-use crate::compute::cpu::math::{LANES, dot, exp, ln, tree_sum};
+use crate::compute::cpu::math::{LANES, exp, ln, tree_sum};
 use crate::compute::ops::{Heads, PAGE};
 
 /// One sequence's keys and values in one layer.
@@ -23,7 +24,7 @@ pub struct SeqKv<'a> {
 impl<'a> SeqKv<'a> {
     /// Keys `[C][16]` and values `[16][C]` of head `g` on the sequence's page `p`.
     #[inline(always)]
-    fn page(&self, heads: Heads, p: usize, g: usize) -> (&'a [f32], &'a [f32]) {
+    pub fn page(&self, heads: Heads, p: usize, g: usize) -> (&'a [f32], &'a [f32]) {
         let len = heads.head_dim * PAGE;
         let at = self.pages[p] as usize * heads.page_len() + g * len;
         (&self.keys[at..at + len], &self.values[at..at + len])
@@ -43,7 +44,7 @@ pub fn write_page(heads: Heads, key: &[f32], value: &[f32], slot: usize, k_page:
 }
 
 /// Attention of one row at position `pos` in the heads of group `g`: `out[R][C]` and, for the backward pass, the
-/// log-sum-exp of each head.
+/// log-sum-exp of each head. This is decoding; [`super::attention_block`] does many rows of one sequence, to the same bits.
 #[inline(always)]
 pub fn attend_group(
     heads: Heads,
@@ -56,58 +57,106 @@ pub fn attend_group(
     lse: &mut [f32],
 ) {
     let (c, group) = (heads.head_dim, heads.group());
-    let num_pages = pos / PAGE + 1;
-    scores.resize(group * num_pages * PAGE, 0.0);
-    for p in 0..num_pages {
-        let (keys, _) = kv.page(heads, p, g);
-        let mut r = 0;
-        while r < group {
-            let count = (group - r).min(4);
-            let q = &q[r * c..];
-            let mut acc = [[0.0f32; LANES]; 4];
-            match count {
-                1 => page_scores::<1>(q, c, keys, &mut acc),
-                2 => page_scores::<2>(q, c, keys, &mut acc),
-                3 => page_scores::<3>(q, c, keys, &mut acc),
-                _ => page_scores::<4>(q, c, keys, &mut acc),
-            }
-            for (i, acc) in acc.iter().enumerate().take(count) {
-                let row = &mut scores[((r + i) * num_pages + p) * PAGE..][..PAGE];
+    let width = (pos / PAGE + 1) * PAGE;
+    scores.resize(group * width, 0.0);
+    let mut r = 0;
+    while r < group {
+        let count = (group - r).min(4);
+        let (q, scores) = (&q[r * c..][..count * c], &mut scores[r * width..][..count * width]);
+        let (out, lse) = (&mut out[r * c..][..count * c], &mut lse[r..][..count]);
+        match count {
+            1 => attend_heads::<1, 4>(heads, q, kv, g, pos, scores, out, lse),
+            2 => attend_heads::<2, 2>(heads, q, kv, g, pos, scores, out, lse),
+            3 => attend_heads::<3, 2>(heads, q, kv, g, pos, scores, out, lse),
+            _ => attend_heads::<4, 1>(heads, q, kv, g, pos, scores, out, lse),
+        }
+        r += count;
+    }
+}
+
+/// Attention of N heads that share keys and values; scores of P pages are computed at a time.
+#[inline(always)]
+fn attend_heads<const N: usize, const P: usize>(
+    heads: Heads,
+    q: &[f32],
+    kv: SeqKv<'_>,
+    g: usize,
+    pos: usize,
+    scores: &mut [f32],
+    out: &mut [f32],
+    lse: &mut [f32],
+) {
+    let (c, num_pages) = (heads.head_dim, pos / PAGE + 1);
+    let width = num_pages * PAGE;
+    let mut p = 0;
+    while p + P <= num_pages {
+        page_scores::<N, P>(heads, q, kv, g, p, width, scores);
+        p += P;
+    }
+    for p in p..num_pages {
+        page_scores::<N, 1>(heads, q, kv, g, p, width, scores);
+    }
+    let mut inverse = [0.0f32; N];
+    for n in 0..N {
+        let row = &mut scores[n * width..][..width];
+        let (max, sum) = soften(row, pos);
+        lse[n] = max + ln(sum);
+        inverse[n] = 1.0 / sum;
+    }
+    let mut from = 0;
+    while from + 2 * LANES <= c {
+        weigh::<N, { 2 * LANES }>(heads, kv, g, pos, scores, &inverse, from, out);
+        from += 2 * LANES;
+    }
+    while from + 8 <= c {
+        weigh::<N, 8>(heads, kv, g, pos, scores, &inverse, from, out);
+        from += 8;
+    }
+    for from in from..c {
+        weigh::<N, 1>(heads, kv, g, pos, scores, &inverse, from, out);
+    }
+}
+
+#[inline(always)]
+fn page_scores<const N: usize, const P: usize>(
+    heads: Heads,
+    q: &[f32],
+    kv: SeqKv<'_>,
+    g: usize,
+    page: usize,
+    width: usize,
+    scores: &mut [f32],
+) {
+    let c = heads.head_dim;
+    let keys: [&[f32]; P] = std::array::from_fn(|i| kv.page(heads, page + i, g).0);
+    let mut sums = [[[0.0f32; LANES]; P]; N];
+    for i in 0..c {
+        let key: [&[f32; LANES]; P] =
+            std::array::from_fn(|p| keys[p][i * PAGE..][..PAGE].try_into().expect("a page is 16 wide"));
+        for n in 0..N {
+            let x = q[n * c + i];
+            for p in 0..P {
                 for lane in 0..LANES {
-                    row[lane] = acc[lane] * heads.scale();
+                    sums[n][p][lane] = x.mul_add(key[p][lane], sums[n][p][lane]);
                 }
             }
-            r += count;
         }
     }
-    for r in 0..group {
-        let row = &mut scores[r * num_pages * PAGE..][..num_pages * PAGE];
-        row[pos + 1..].fill(f32::NEG_INFINITY);
-        let (max, sum) = soften(row);
-        lse[r] = max + ln(sum);
-        let inverse = 1.0 / sum;
-        weigh(heads, kv, g, pos, row, inverse, &mut out[r * c..][..c]);
-    }
-}
-
-#[inline(always)]
-fn page_scores<const N: usize>(q: &[f32], c: usize, keys: &[f32], acc: &mut [[f32; LANES]; 4]) {
-    let mut sums = [[0.0f32; LANES]; N];
-    for i in 0..c {
-        let key: &[f32; LANES] = keys[i * PAGE..][..PAGE].try_into().expect("a page is 16 wide");
-        for (r, sum) in sums.iter_mut().enumerate() {
-            let x = q[r * c + i];
+    for n in 0..N {
+        for p in 0..P {
             for lane in 0..LANES {
-                sum[lane] = x.mul_add(key[lane], sum[lane]);
+                scores[n * width + (page + p) * PAGE + lane] = sums[n][p][lane] * heads.scale();
             }
         }
     }
-    acc[..N].copy_from_slice(&sums);
 }
 
-/// Replaces scores by `exp(score - max)`; returns the maximum and the sum.
+/// Replaces scores of positions up to `pos` by `exp(score - max)` and the rest by 0; returns the maximum and the sum.
 #[inline(always)]
-fn soften(row: &mut [f32]) -> (f32, f32) {
+pub fn soften(row: &mut [f32], pos: usize) -> (f32, f32) {
+    let (row, rest) = row.split_at_mut((pos / LANES + 1) * LANES);
+    rest.fill(0.0);
+    row[pos + 1..].fill(f32::NEG_INFINITY);
     let mut max = [f32::NEG_INFINITY; LANES];
     for chunk in row.chunks_exact(LANES) {
         for lane in 0..LANES {
@@ -125,111 +174,35 @@ fn soften(row: &mut [f32]) -> (f32, f32) {
     (max, tree_sum(sum))
 }
 
+/// Columns `from .. from + W` of the outputs of N heads.
 #[inline(always)]
-fn weigh(heads: Heads, kv: SeqKv<'_>, g: usize, pos: usize, row: &[f32], scale: f32, out: &mut [f32]) {
-    let c = heads.head_dim;
-    out.fill(0.0);
-    for p in 0..=pos / PAGE {
-        let (_, values) = kv.page(heads, p, g);
-        for slot in 0..(pos + 1 - p * PAGE).min(PAGE) {
-            let weight = row[p * PAGE + slot];
-            for (o, v) in out.iter_mut().zip(&values[slot * c..][..c]) {
-                *o = weight.mul_add(*v, *o);
-            }
-        }
-    }
-    for o in out {
-        *o *= scale;
-    }
-}
-
-/// What the backward pass of one sequence and one key/value head reads; row t belongs to position t.
-pub struct BackwardIn<'a> {
-    /// Queries, row t at `t * q_stride`, `[R][C]` each.
-    pub q: &'a [f32],
-    /// Attention outputs, same layout.
-    pub out: &'a [f32],
-    /// Gradients of the outputs, same layout.
-    pub d_out: &'a [f32],
-    /// Distance of rows in the three.
-    pub q_stride: usize,
-    /// Log-sum-exp, row t at `t * lse_stride`, `[R]` each.
-    pub lse: &'a [f32],
-    /// Distance of rows in `lse`.
-    pub lse_stride: usize,
-    /// Number of rows, T.
-    pub num_rows: usize,
-}
-
-/// Scratch of [`attend_backward`].
-#[derive(Default)]
-pub struct BackwardScratch {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-    p: Vec<f32>,
-    ds: Vec<f32>,
-}
-
-/// Gradients of one sequence in group `g`: `dq` rows as `q` lies, `dk` and `dv` as `[T][C]`.
-#[inline(always)]
-pub fn attend_backward(
+fn weigh<const N: usize, const W: usize>(
     heads: Heads,
     kv: SeqKv<'_>,
     g: usize,
-    io: &BackwardIn<'_>,
-    scratch: &mut BackwardScratch,
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    pos: usize,
+    weights: &[f32],
+    scale: &[f32; N],
+    from: usize,
+    out: &mut [f32],
 ) {
-    let (c, group, scale) = (heads.head_dim, heads.group(), heads.scale());
-    let num_pages = io.num_rows.div_ceil(PAGE);
-    scratch.keys.resize(num_pages * PAGE * c, 0.0);
-    scratch.values.resize(num_pages * PAGE * c, 0.0);
-    for p in 0..num_pages {
-        let (keys, values) = kv.page(heads, p, g);
-        for slot in 0..PAGE {
-            for i in 0..c {
-                scratch.keys[(p * PAGE + slot) * c + i] = keys[i * PAGE + slot];
-                scratch.values[(p * c + i) * PAGE + slot] = values[slot * c + i];
+    let (c, width) = (heads.head_dim, weights.len() / N);
+    let mut sums = [[0.0f32; W]; N];
+    for p in 0..=pos / PAGE {
+        let (_, values) = kv.page(heads, p, g);
+        for slot in 0..(pos + 1 - p * PAGE).min(PAGE) {
+            let value: &[f32; W] = values[slot * c + from..][..W].try_into().expect("W columns");
+            for n in 0..N {
+                let weight = weights[n * width + p * PAGE + slot];
+                for i in 0..W {
+                    sums[n][i] = weight.mul_add(value[i], sums[n][i]);
+                }
             }
         }
     }
-    dk.fill(0.0);
-    dv.fill(0.0);
-    for t in 0..io.num_rows {
-        let pages = t / PAGE + 1;
-        scratch.p.resize(pages * PAGE, 0.0);
-        scratch.ds.resize(pages * PAGE, 0.0);
-        for r in 0..group {
-            let at = t * io.q_stride + r * c;
-            let (q, out, d_out) = (&io.q[at..at + c], &io.out[at..at + c], &io.d_out[at..at + c]);
-            let (lse, delta) = (io.lse[t * io.lse_stride + r], dot(out, d_out));
-            for p in 0..pages {
-                let (keys, _) = kv.page(heads, p, g);
-                let mut s = [[0.0f32; LANES]; 4];
-                let mut dp = [[0.0f32; LANES]; 4];
-                page_scores::<1>(q, c, keys, &mut s);
-                page_scores::<1>(d_out, c, &scratch.values[p * PAGE * c..][..PAGE * c], &mut dp);
-                for lane in 0..LANES {
-                    let visible = p * PAGE + lane <= t;
-                    let weight = if visible { exp(s[0][lane] * scale - lse) } else { 0.0 };
-                    scratch.p[p * PAGE + lane] = weight;
-                    scratch.ds[p * PAGE + lane] = if visible { weight * (dp[0][lane] - delta) * scale } else { 0.0 };
-                }
-            }
-            let dq = &mut dq[at..at + c];
-            dq.fill(0.0);
-            for j in 0..=t {
-                let (weight, ds) = (scratch.p[j], scratch.ds[j]);
-                let key = &scratch.keys[j * c..][..c];
-                let (dk, dv) = (&mut dk[j * c..][..c], &mut dv[j * c..][..c]);
-                for i in 0..c {
-                    dq[i] = ds.mul_add(key[i], dq[i]);
-                    dk[i] = ds.mul_add(q[i], dk[i]);
-                    dv[i] = weight.mul_add(d_out[i], dv[i]);
-                }
-            }
+    for n in 0..N {
+        for i in 0..W {
+            out[n * c + from + i] = sums[n][i] * scale[n];
         }
     }
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::compute::cpu::attention::{BackwardIn, BackwardScratch, SeqKv, attend_backward, attend_group, write_page};
+use crate::compute::cpu::attention::{SeqKv, attend_group, write_page};
+use crate::compute::cpu::attention_block::{self, BackwardIn, Rows, Scratch, attend_backward, attend_block};
 use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
 use crate::compute::cpu::rows::{self, multiversion};
@@ -15,6 +16,8 @@ use crate::error::{Error, Result};
 
 /// Rows per task of row-wise operations.
 const ROWS: usize = 32;
+/// Shortest span whose attention runs in blocks of rows.
+const MIN_BLOCK: usize = 4;
 /// Elements per task of elementwise operations; also the block of the gradient norm's sum.
 const BLOCK: usize = 1 << 14;
 /// Rows whose logits are held at a time.
@@ -128,9 +131,6 @@ fn positions<'a>(spans: &[Span<'a>]) -> Vec<(usize, &'a [u32])> {
 
 multiversion! {
     fn attend(heads: Heads, q: &[f32], kv: SeqKv<'_>, g: usize, pos: usize, scores: &mut Vec<f32>, out: &mut [f32], lse: &mut [f32]) = attend_group
-}
-multiversion! {
-    fn backward_of_group(heads: Heads, kv: SeqKv<'_>, g: usize, io: &BackwardIn<'_>, scratch: &mut BackwardScratch, dq: &mut [f32], dk: &mut [f32], dv: &mut [f32]) = attend_backward
 }
 multiversion! {
     fn rope_row(heads: Heads, row: &mut [f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>) = rows::rope_row
@@ -364,29 +364,40 @@ impl Backend for CpuBackend {
         lse_th: &mut Vec<f32>,
     ) {
         let (q, h, c, r) = (width(heads), heads.num_heads, heads.head_dim, heads.group());
-        let positions = positions(spans);
         let layer = &kv.layers[layer];
-        let one = |scores: &mut Vec<f32>, t: usize, out: &mut [f32], lse: &mut [f32]| {
-            let (pos, pages) = positions[t];
-            let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages };
+        // Long spans run in blocks of rows, which gives the bits of single rows.
+        let mut pieces = Vec::new();
+        let (mut out, mut lse) = (out_thc.as_mut_slice(), lse_th.as_mut_slice());
+        for span in spans {
+            let size = if span.len >= MIN_BLOCK { attention_block::BLOCK } else { 1 };
+            for from in (0..span.len).step_by(size) {
+                let count = size.min(span.len - from);
+                let (piece, out_rest) = out.split_at_mut(count * h * c);
+                let (piece_lse, lse_rest) = lse.split_at_mut(count * h);
+                (out, lse) = (out_rest, lse_rest);
+                pieces.push((span, from, piece, piece_lse));
+            }
+        }
+        let one = |scratch: &mut (Vec<f32>, Scratch), piece: (&Span<'_>, usize, &mut [f32], &mut [f32])| {
+            let (span, from, out, lse) = piece;
+            let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: span.pages };
+            let (pos, rows) = (span.pos + from, &qkv_tq[(span.row + from) * q..]);
             for g in 0..heads.num_kv_heads {
-                let queries = &qkv_tq[t * q + g * r * c..][..r * c];
-                let (out, lse) = (&mut out[g * r * c..][..r * c], &mut lse[g * r..][..r]);
-                attend(self.isa, heads, queries, kv, g, pos, scores, out, lse);
+                let queries = &rows[g * r * c..];
+                if lse.len() > h {
+                    let queries = Rows { data: queries, stride: q };
+                    attend_block(self.isa, heads, kv, g, pos, queries, &mut scratch.1, out, lse);
+                } else {
+                    let (out, lse) = (&mut out[g * r * c..][..r * c], &mut lse[g * r..][..r]);
+                    attend(self.isa, heads, &queries[..r * c], kv, g, pos, &mut scratch.0, out, lse);
+                }
             }
         };
         if self.serial {
-            let mut scores = Vec::new();
-            for (t, (out, lse)) in out_thc.chunks_exact_mut(h * c).zip(lse_th.chunks_exact_mut(h)).enumerate() {
-                one(&mut scores, t, out, lse);
-            }
+            let mut scratch = Default::default();
+            pieces.into_iter().for_each(|piece| one(&mut scratch, piece));
         } else {
-            out_thc
-                .par_chunks_exact_mut(h * c)
-                .zip(lse_th.par_chunks_exact_mut(h))
-                .enumerate()
-                .with_max_len(ROWS)
-                .for_each_init(Vec::new, |scores, (t, (out, lse))| one(scores, t, out, lse));
+            pieces.into_par_iter().with_max_len(ROWS).for_each_init(Default::default, one);
         }
     }
 
@@ -412,34 +423,25 @@ impl Backend for CpuBackend {
             pieces.push((span, piece));
             rest = tail;
         }
-        pieces.into_par_iter().with_max_len(1).for_each_init(BackwardScratch::default, |scratch, (span, dqkv)| {
+        pieces.into_par_iter().with_max_len(1).for_each_init(Scratch::default, |scratch, (span, dqkv)| {
             let t = span.len;
-            let (mut dq, mut dk, mut dv) = (vec![0.0; t * h * c], vec![0.0; t * c], vec![0.0; t * c]);
-            // Queries are rows of the fused projection; outputs have their own stride, so queries are copied beside them.
-            let mut queries = vec![0.0; t * h * c];
-            for (row, out) in qkv_tq[span.row * q..].chunks_exact(q).zip(queries.chunks_exact_mut(h * c)) {
-                out.copy_from_slice(&row[..h * c]);
-            }
+            let (mut dk, mut dv) = (vec![0.0; t * c], vec![0.0; t * c]);
             for g in 0..g_count {
                 let at = g * r * c;
                 let io = BackwardIn {
-                    q: &queries[at..],
-                    out: &out_thc[span.row * h * c + at..],
-                    d_out: &dout_thc[span.row * h * c + at..],
-                    q_stride: h * c,
+                    q: Rows { data: &qkv_tq[span.row * q + at..], stride: q },
+                    out: Rows { data: &out_thc[span.row * h * c + at..], stride: h * c },
+                    d_out: Rows { data: &dout_thc[span.row * h * c + at..], stride: h * c },
                     lse: &lse_th[span.row * h + g * r..],
-                    lse_stride: h,
-                    num_rows: t,
+                    len: t,
                 };
                 let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: span.pages };
-                backward_of_group(self.isa, heads, kv, g, &io, scratch, &mut dq[at..], &mut dk, &mut dv);
+                let write_dq = |i: usize, row: &[f32]| dqkv[i * q + at..][..r * c].copy_from_slice(row);
+                attend_backward(self.isa, heads, kv, g, &io, scratch, write_dq, &mut dk, &mut dv);
                 for (i, row) in dqkv.chunks_exact_mut(q).enumerate() {
                     row[(h + g) * c..][..c].copy_from_slice(&dk[i * c..][..c]);
                     row[(h + g_count + g) * c..][..c].copy_from_slice(&dv[i * c..][..c]);
                 }
-            }
-            for (row, dq) in dqkv.chunks_exact_mut(q).zip(dq.chunks_exact(h * c)) {
-                row[..h * c].copy_from_slice(dq);
             }
         });
     }

@@ -104,6 +104,10 @@ impl Packed {
         }
     }
 
+    fn right(&self) -> Right<'_> {
+        Right { data: &self.data, stride: PANEL * self.k, cols: self.n, count: self.k }
+    }
+
     /// Bytes held.
     pub fn bytes(&self) -> usize {
         self.data.len() * 4
@@ -118,21 +122,22 @@ pub fn matmul(isa: Isa, x_tk: &[f32], w: &Packed, bias: Option<&[f32]>, y_tn: &m
     assert_eq!((x_tk.len(), y_tn.len()), (rows * k, rows * n), "rows of {k} in, {n} out");
     assert!(bias.is_none_or(|b| b.len() == n), "a bias of {n}");
     let panels = n.div_ceil(PANEL);
+    let left = |data| Left { data, row: k, step: 1 };
     if !parallel || rows * n * k < 1 << 17 {
         for (x, y) in x_tk.chunks(ROW_BLOCK * k).zip(y_tn.chunks_mut(ROW_BLOCK * n)) {
-            block(isa, x, w, bias, Out(y.as_mut_ptr(), n), 0..panels, add);
+            block(isa, left(x), x.len() / k, w.right(), bias, Out(y.as_mut_ptr(), n), 0..panels, add);
         }
     } else if rows >= 4 * ROW_BLOCK {
-        x_tk.par_chunks(ROW_BLOCK * k)
-            .zip(y_tn.par_chunks_mut(ROW_BLOCK * n))
-            .for_each(|(x, y)| block(isa, x, w, bias, Out(y.as_mut_ptr(), n), 0..panels, add));
+        x_tk.par_chunks(ROW_BLOCK * k).zip(y_tn.par_chunks_mut(ROW_BLOCK * n)).for_each(|(x, y)| {
+            block(isa, left(x), x.len() / k, w.right(), bias, Out(y.as_mut_ptr(), n), 0..panels, add)
+        });
     } else {
         let per_task = panels.div_ceil(4 * rayon::current_num_threads()).max(1);
         let out = Out(y_tn.as_mut_ptr(), n);
         (0..panels.div_ceil(per_task)).into_par_iter().for_each(|task| {
             let range = task * per_task..((task + 1) * per_task).min(panels);
             for (i, x) in x_tk.chunks(ROW_BLOCK * k).enumerate() {
-                block(isa, x, w, bias, out.row(i * ROW_BLOCK), range.clone(), add);
+                block(isa, left(x), x.len() / k, w.right(), bias, out.row(i * ROW_BLOCK), range.clone(), add);
             }
         });
     }
@@ -154,24 +159,60 @@ impl Out {
     }
 }
 
-fn block(isa: Isa, x_tk: &[f32], w: &Packed, bias: Option<&[f32]>, y: Out, panels: std::ops::Range<usize>, add: bool) {
-    let k = w.k;
-    let rows = x_tk.len() / k;
+/// Left side of a product: element (i, s) is `data[i * row + s * step]`.
+#[derive(Clone, Copy)]
+pub struct Left<'a> {
+    /// Elements.
+    pub data: &'a [f32],
+    /// Distance of rows.
+    pub row: usize,
+    /// Distance of the elements of a sum.
+    pub step: usize,
+}
+
+/// Right side of a product: element (s, n) is `data[n / 16 * stride + s * 16 + n % 16]`.
+#[derive(Clone, Copy)]
+pub struct Right<'a> {
+    /// Panels of 16 columns.
+    pub data: &'a [f32],
+    /// Distance of panels.
+    pub stride: usize,
+    /// Number of columns, N.
+    pub cols: usize,
+    /// Length of the sums.
+    pub count: usize,
+}
+
+/// `y[i][n] (+)= sum over s of a(i, s) b(s, n)` for `rows` rows, on this thread; rows of `y` lie `y_row` apart.
+pub fn product(isa: Isa, a: Left<'_>, rows: usize, b: Right<'_>, y: &mut [f32], y_row: usize, add: bool) {
+    assert!(rows > 0 && b.cols > 0 && y_row >= b.cols && y.len() >= (rows - 1) * y_row + b.cols, "rows inside y");
+    block(isa, a, rows, b, None, Out(y.as_mut_ptr(), y_row), 0..b.cols.div_ceil(PANEL), add);
+}
+
+fn block(
+    isa: Isa,
+    a: Left<'_>,
+    rows: usize,
+    b: Right<'_>,
+    bias: Option<&[f32]>,
+    y: Out,
+    panels: std::ops::Range<usize>,
+    add: bool,
+) {
     let mut p = panels.start;
     while p < panels.end {
         let num_panels = (panels.end - p).min(TILE_PANELS);
-        let data = &w.data[p * PANEL * k..][..num_panels * PANEL * k];
-        let width = (num_panels * PANEL).min(w.n - p * PANEL);
+        let width = (num_panels * PANEL).min(b.cols - p * PANEL);
         let mut start = [0.0f32; TILE_COLS];
         if let Some(bias) = bias {
             start[..width].copy_from_slice(&bias[p * PANEL..][..width]);
         }
+        let part = Right { data: &b.data[p * b.stride..], ..b };
         let mut t = 0;
         while t < rows {
             let count = (rows - t).min(TILE_ROWS);
             let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
-            let a = Strided { data: &x_tk[t * k..], row: k, step: 1 };
-            tile(isa, a, count, data, num_panels, k, &mut acc);
+            tile(isa, Left { data: &a.data[t * a.row..], ..a }, count, part, num_panels, &mut acc);
             for (i, row) in acc.iter().enumerate().take(count) {
                 // SAFETY: row t + i and columns p * PANEL.. + width lie inside the output, and no other task has them.
                 let out = unsafe { std::slice::from_raw_parts_mut(y.0.add((t + i) * y.1 + p * PANEL), width) };
@@ -186,39 +227,24 @@ fn block(isa: Isa, x_tk: &[f32], w: &Packed, bias: Option<&[f32]>, y: Out, panel
     }
 }
 
-/// Element (i, s) of a tile's left side is `data[i * row + s * step]`.
-#[derive(Clone, Copy)]
-struct Strided<'a> {
-    data: &'a [f32],
-    row: usize,
-    step: usize,
-}
-
-/// `acc[i][c] = sum over s of a(i, s) * b[c / 16][s][c % 16]`, in the order of s, for up to 12 rows and 2 panels.
-fn tile(
-    isa: Isa,
-    a: Strided<'_>,
-    rows: usize,
-    b: &[f32],
-    num_panels: usize,
-    count: usize,
-    acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
-) {
+/// `acc[i][c] = sum over s of a(i, s) b(s, c)`, in the order of s, for up to 12 rows and 2 panels.
+fn tile(isa: Isa, a: Left<'_>, rows: usize, b: Right<'_>, num_panels: usize, acc: &mut [[f32; TILE_COLS]; TILE_ROWS]) {
+    let count = b.count;
     let last = (rows - 1) * a.row + count.saturating_sub(1) * a.step;
-    let panel_len = b.len() / num_panels;
     assert!(count > 0 && (1..=TILE_ROWS).contains(&rows) && a.data.len() > last, "rows inside their input");
-    assert!((1..=TILE_PANELS).contains(&num_panels) && panel_len >= count * PANEL, "panels inside their input");
+    let end = (num_panels - 1) * b.stride + count * PANEL;
+    assert!((1..=TILE_PANELS).contains(&num_panels) && b.data.len() >= end, "panels inside their input");
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set was detected; the assertions above bound every access.
         Isa::Avx512 => unsafe {
-            x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.as_ptr(), panel_len, num_panels, count, acc)
+            x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.data.as_ptr(), b.stride, num_panels, count, acc)
         },
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => {
             for p in 0..num_panels {
                 for r in (0..rows).step_by(6) {
-                    let (from, panel) = (&a.data[r * a.row..], &b[p * panel_len..]);
+                    let (from, panel) = (&a.data[r * a.row..], &b.data[p * b.stride..]);
                     let out = &mut acc[r..];
                     // SAFETY: as above.
                     unsafe {
@@ -232,7 +258,7 @@ fn tile(
                 for s in 0..count {
                     let value = a.data[i * a.row + s * a.step];
                     for p in 0..num_panels {
-                        let column = &b[p * panel_len + s * PANEL..][..PANEL];
+                        let column = &b.data[p * b.stride + s * PANEL..][..PANEL];
                         for (sum, w) in acc[p * PANEL..][..PANEL].iter_mut().zip(column) {
                             *sum = value.mul_add(*w, *sum);
                         }
@@ -282,9 +308,10 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
             let rows = g.len() / k;
             for p in (0..panels).step_by(TILE_PANELS) {
                 let num_panels = (panels - p).min(TILE_PANELS);
-                let data = &panel_data[p * PANEL * OUTER_ROWS..][..num_panels * PANEL * OUTER_ROWS];
+                let data = &panel_data[p * PANEL * OUTER_ROWS..];
+                let b = Right { data, stride: PANEL * OUTER_ROWS, cols: k, count };
                 let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
-                tile(isa, Strided { data: strip, row: 1, step: TILE_ROWS }, rows, data, num_panels, count, &mut acc);
+                tile(isa, Left { data: strip, row: 1, step: TILE_ROWS }, rows, b, num_panels, &mut acc);
                 let width = (num_panels * PANEL).min(k - p * PANEL);
                 for (row, g) in acc.iter().zip(g.chunks_exact_mut(k)) {
                     for (g, value) in g[p * PANEL..][..width].iter_mut().zip(row) {
