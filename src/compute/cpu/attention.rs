@@ -7,7 +7,9 @@
 //! Scores are sums over C in order; the softmax's denominator has 16 lanes (position mod 16) and a fixed tree; the output is
 //! a sum over positions in order. None of this depends on which other rows are computed.
 
+use crate::compute::cpu::gemm::{Isa, Left, PANEL, TILE_ROWS, ZERO, tile};
 use crate::compute::cpu::math::{LANES, exp, ln, tree_sum};
+use crate::compute::cpu::rows::multiversion;
 use crate::compute::ops::{Heads, PAGE};
 
 /// One sequence's keys and values in one layer.
@@ -43,10 +45,15 @@ pub fn write_page(heads: Heads, key: &[f32], value: &[f32], slot: usize, k_page:
     }
 }
 
+multiversion! {
+    /// [`soften`] for an instruction set.
+    pub fn soften_row(row: &mut [f32], pos: usize) -> (f32, f32) = soften
+}
+
 /// Attention of one row at position `pos` in the heads of group `g`: `out[R][C]` and, for the backward pass, the
 /// log-sum-exp of each head. This is decoding; [`super::attention_block`] does many rows of one sequence, to the same bits.
-#[inline(always)]
-pub fn attend_group(
+pub fn attend_row(
+    isa: Isa,
     heads: Heads,
     q: &[f32],
     kv: SeqKv<'_>,
@@ -56,97 +63,63 @@ pub fn attend_group(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    let (c, group) = (heads.head_dim, heads.group());
-    let width = (pos / PAGE + 1) * PAGE;
-    scores.resize(group * width, 0.0);
-    let mut r = 0;
-    while r < group {
-        let count = (group - r).min(4);
-        let (q, scores) = (&q[r * c..][..count * c], &mut scores[r * width..][..count * width]);
-        let (out, lse) = (&mut out[r * c..][..count * c], &mut lse[r..][..count]);
-        match count {
-            1 => attend_heads::<1, 4>(heads, q, kv, g, pos, scores, out, lse),
-            2 => attend_heads::<2, 2>(heads, q, kv, g, pos, scores, out, lse),
-            3 => attend_heads::<3, 2>(heads, q, kv, g, pos, scores, out, lse),
-            _ => attend_heads::<4, 1>(heads, q, kv, g, pos, scores, out, lse),
-        }
-        r += count;
-    }
-}
-
-/// Attention of N heads that share keys and values; scores of P pages are computed at a time.
-#[inline(always)]
-fn attend_heads<const N: usize, const P: usize>(
-    heads: Heads,
-    q: &[f32],
-    kv: SeqKv<'_>,
-    g: usize,
-    pos: usize,
-    scores: &mut [f32],
-    out: &mut [f32],
-    lse: &mut [f32],
-) {
-    let (c, num_pages) = (heads.head_dim, pos / PAGE + 1);
-    let width = num_pages * PAGE;
-    let mut p = 0;
-    while p + P <= num_pages {
-        page_scores::<N, P>(heads, q, kv, g, p, width, scores);
-        p += P;
-    }
-    for p in p..num_pages {
-        page_scores::<N, 1>(heads, q, kv, g, p, width, scores);
-    }
-    let mut inverse = [0.0f32; N];
-    for n in 0..N {
-        let row = &mut scores[n * width..][..width];
-        let (max, sum) = soften(row, pos);
-        lse[n] = max + ln(sum);
-        inverse[n] = 1.0 / sum;
-    }
-    let mut from = 0;
-    while from + 2 * LANES <= c {
-        weigh::<N, { 2 * LANES }>(heads, kv, g, pos, scores, &inverse, from, out);
-        from += 2 * LANES;
-    }
-    while from + 8 <= c {
-        weigh::<N, 8>(heads, kv, g, pos, scores, &inverse, from, out);
-        from += 8;
-    }
-    for from in from..c {
-        weigh::<N, 1>(heads, kv, g, pos, scores, &inverse, from, out);
-    }
-}
-
-#[inline(always)]
-fn page_scores<const N: usize, const P: usize>(
-    heads: Heads,
-    q: &[f32],
-    kv: SeqKv<'_>,
-    g: usize,
-    page: usize,
-    width: usize,
-    scores: &mut [f32],
-) {
     let c = heads.head_dim;
-    let keys: [&[f32]; P] = std::array::from_fn(|i| kv.page(heads, page + i, g).0);
-    let mut sums = [[[0.0f32; LANES]; P]; N];
-    for i in 0..c {
-        let key: [&[f32; LANES]; P] =
-            std::array::from_fn(|p| keys[p][i * PAGE..][..PAGE].try_into().expect("a page is 16 wide"));
-        for n in 0..N {
-            let x = q[n * c + i];
-            for p in 0..P {
-                for lane in 0..LANES {
-                    sums[n][p][lane] = x.mul_add(key[p][lane], sums[n][p][lane]);
-                }
+    let width = (pos / PAGE + 1) * PAGE;
+    for ((q, out), lse) in q.chunks(TILE_ROWS * c).zip(out.chunks_mut(TILE_ROWS * c)).zip(lse.chunks_mut(TILE_ROWS)) {
+        let n = lse.len();
+        scores.resize(n * width, 0.0);
+        score(isa, heads, q, kv, g, width, scores);
+        let mut inverse = [0.0f32; TILE_ROWS];
+        for (i, row) in scores.chunks_exact_mut(width).take(n).enumerate() {
+            let (max, sum) = soften_row(isa, row, pos);
+            lse[i] = max + ln(sum);
+            inverse[i] = 1.0 / sum;
+        }
+        weigh(isa, heads, kv, g, pos, &scores[..n * width], &inverse[..n], out);
+    }
+}
+
+/// Scaled scores of a few heads' queries against all keys of the pages, two pages at a time.
+fn score(isa: Isa, heads: Heads, q: &[f32], kv: SeqKv<'_>, g: usize, width: usize, scores: &mut [f32]) {
+    let (c, num_pages) = (heads.head_dim, width / PAGE);
+    let a = Left { data: q, row: c, step: 1 };
+    for p in (0..num_pages).step_by(2) {
+        let count = (num_pages - p).min(2);
+        let keys = [kv.page(heads, p, g).0, kv.page(heads, p + count - 1, g).0];
+        let mut sums = ZERO;
+        tile(isa, a, q.len() / c, &keys[..count], PAGE, c, &mut sums);
+        for (row, sums) in scores.chunks_exact_mut(width).zip(&sums) {
+            for (x, sum) in row[p * PAGE..][..count * PAGE].iter_mut().zip(sums) {
+                *x = sum * heads.scale();
             }
         }
     }
-    for n in 0..N {
-        for p in 0..P {
-            for lane in 0..LANES {
-                scores[n * width + (page + p) * PAGE + lane] = sums[n][p][lane] * heads.scale();
+}
+
+/// Outputs of a few heads: values weighted, position after position, and scaled.
+fn weigh(isa: Isa, heads: Heads, kv: SeqKv<'_>, g: usize, pos: usize, weights: &[f32], scale: &[f32], out: &mut [f32]) {
+    let (c, width) = (heads.head_dim, weights.len() / scale.len());
+    let whole = c / PANEL * PANEL;
+    for from in (0..whole).step_by(2 * PANEL) {
+        let panels = ((whole - from) / PANEL).min(2);
+        let mut sums = ZERO;
+        for p in 0..=pos / PAGE {
+            let values = &kv.page(heads, p, g).1[from..];
+            let b = [values, &values[(panels - 1) * PANEL..]];
+            let a = Left { data: &weights[p * PAGE..], row: width, step: 1 };
+            tile(isa, a, scale.len(), &b[..panels], c, (pos + 1 - p * PAGE).min(PAGE), &mut sums);
+        }
+        for ((out, sums), scale) in out.chunks_exact_mut(c).zip(&sums).zip(scale) {
+            for (o, sum) in out[from..][..panels * PANEL].iter_mut().zip(sums) {
+                *o = sum * scale;
             }
+        }
+    }
+    // Columns that fill no panel; heads of today's models have none.
+    for ((out, weights), scale) in out.chunks_exact_mut(c).zip(weights.chunks_exact(width)).zip(scale) {
+        for (i, o) in out.iter_mut().enumerate().skip(whole) {
+            let value = |j: usize| kv.page(heads, j / PAGE, g).1[j % PAGE * c + i];
+            *o = (0..=pos).fold(0.0f32, |sum, j| weights[j].mul_add(value(j), sum)) * scale;
         }
     }
 }
@@ -172,37 +145,4 @@ pub fn soften(row: &mut [f32], pos: usize) -> (f32, f32) {
         }
     }
     (max, tree_sum(sum))
-}
-
-/// Columns `from .. from + W` of the outputs of N heads.
-#[inline(always)]
-fn weigh<const N: usize, const W: usize>(
-    heads: Heads,
-    kv: SeqKv<'_>,
-    g: usize,
-    pos: usize,
-    weights: &[f32],
-    scale: &[f32; N],
-    from: usize,
-    out: &mut [f32],
-) {
-    let (c, width) = (heads.head_dim, weights.len() / N);
-    let mut sums = [[0.0f32; W]; N];
-    for p in 0..=pos / PAGE {
-        let (_, values) = kv.page(heads, p, g);
-        for slot in 0..(pos + 1 - p * PAGE).min(PAGE) {
-            let value: &[f32; W] = values[slot * c + from..][..W].try_into().expect("W columns");
-            for n in 0..N {
-                let weight = weights[n * width + p * PAGE + slot];
-                for i in 0..W {
-                    sums[n][i] = weight.mul_add(value[i], sums[n][i]);
-                }
-            }
-        }
-    }
-    for n in 0..N {
-        for i in 0..W {
-            out[n * c + from + i] = sums[n][i] * scale[n];
-        }
-    }
 }

@@ -4,7 +4,7 @@
 //! positions in order, as in [`super::attention`]; so a row's bits are those of decoding. The backward pass adds the
 //! blocks' parts of the key and value gradients in the order of positions.
 
-use crate::compute::cpu::attention::{SeqKv, soften};
+use crate::compute::cpu::attention::{SeqKv, soften_row};
 use crate::compute::cpu::gemm::{Isa, Left, PANEL, Right, product};
 use crate::compute::cpu::math::{dot, exp, ln};
 use crate::compute::cpu::rows::multiversion;
@@ -13,9 +13,6 @@ use crate::compute::ops::{Heads, PAGE};
 /// Positions of one block.
 pub const BLOCK: usize = 32;
 
-multiversion! {
-    fn soften_row(row: &mut [f32], pos: usize) -> (f32, f32) = soften
-}
 multiversion! {
     fn slopes(p: &mut [f32], dp: &mut [f32], pos: usize, scale: f32, lse: f32, delta: f32) = slopes_body
 }
@@ -98,8 +95,10 @@ pub fn attend_block(
     gather(q, 0, positions, group * c, &mut s.q);
     gather_keys(heads, kv, g, num_pages, &mut s.keys);
     s.scores.resize(rows * width, 0.0);
-    let (a, b) =
-        (Left { data: &s.q, row: c, step: 1 }, Right { data: &s.keys, stride: c * PAGE, cols: width, count: c });
+    let (a, b) = (
+        Left { data: &s.q, row: c, step: 1 },
+        Right { data: &s.keys, stride: c * PAGE, row: PANEL, cols: width, count: c },
+    );
     product(isa, a, rows, b, &mut s.scores, width, false);
     s.result.resize(rows * c, 0.0);
     let mut inverse = Vec::with_capacity(rows);
@@ -113,7 +112,7 @@ pub fn attend_block(
     pack(values, c, &mut s.values);
     let (a, b) = (
         Left { data: &s.scores, row: width, step: 1 },
-        Right { data: &s.values, stride: end * PANEL, cols: c, count: end },
+        Right { data: &s.values, stride: end * PANEL, row: PANEL, cols: c, count: end },
     );
     product(isa, a, rows, b, &mut s.result, c, false);
     for (i, (row, scale)) in s.result.chunks_exact(c).zip(inverse).enumerate() {
@@ -174,7 +173,7 @@ pub fn attend_backward(
         s.scores.resize(rows * width, 0.0);
         s.d_scores.resize(rows * width, 0.0);
         for (x, panels, y) in [(&s.q, &s.keys, &mut s.scores), (&s.d_out, &s.values, &mut s.d_scores)] {
-            let b = Right { data: panels, stride: c * PAGE, cols: width, count: c };
+            let b = Right { data: panels, stride: c * PAGE, row: PANEL, cols: width, count: c };
             product(isa, Left { data: x, row: c, step: 1 }, rows, b, y, width, false);
         }
         let pairs = s.scores.chunks_exact_mut(width).zip(s.d_scores.chunks_exact_mut(width));
@@ -186,7 +185,7 @@ pub fn attend_backward(
         }
         // dQ = dS K; dK += dS^T Q; dV += P^T dO.
         s.result.resize(rows * c, 0.0);
-        let b = Right { data: &s.key_columns, stride: len * PANEL, cols: c, count: end };
+        let b = Right { data: &s.key_columns, stride: len * PANEL, row: PANEL, cols: c, count: end };
         product(isa, Left { data: &s.d_scores, row: width, step: 1 }, rows, b, &mut s.result, c, false);
         for (i, row) in s.result.chunks_exact(group * c).take(end - start).enumerate() {
             write_dq(start + i, row);
@@ -194,7 +193,7 @@ pub fn attend_backward(
         pack(s.q.chunks_exact(c), c, &mut s.q_panels);
         pack(s.d_out.chunks_exact(c), c, &mut s.d_out_panels);
         for (weights, panels, y) in [(&s.d_scores, &s.q_panels, &mut *dk), (&s.scores, &s.d_out_panels, &mut *dv)] {
-            let b = Right { data: panels, stride: rows * PANEL, cols: c, count: rows };
+            let b = Right { data: panels, stride: rows * PANEL, row: PANEL, cols: c, count: rows };
             product(isa, Left { data: weights, row: 1, step: width }, end, b, y, c, true);
         }
     }

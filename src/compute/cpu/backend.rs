@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
-use crate::compute::cpu::attention::{SeqKv, attend_group, write_page};
+use crate::compute::cpu::attention::{SeqKv, attend_row, write_page};
 use crate::compute::cpu::attention_block::{self, BackwardIn, Rows, Scratch, attend_backward, attend_block};
 use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
@@ -129,9 +129,6 @@ fn positions<'a>(spans: &[Span<'a>]) -> Vec<(usize, &'a [u32])> {
     spans.iter().flat_map(|s| (s.pos..s.pos + s.len).map(|p| (p, s.pages))).collect()
 }
 
-multiversion! {
-    fn attend(heads: Heads, q: &[f32], kv: SeqKv<'_>, g: usize, pos: usize, scores: &mut Vec<f32>, out: &mut [f32], lse: &mut [f32]) = attend_group
-}
 multiversion! {
     fn rope_row(heads: Heads, row: &mut [f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>) = rows::rope_row
 }
@@ -389,7 +386,7 @@ impl Backend for CpuBackend {
                     attend_block(self.isa, heads, kv, g, pos, queries, &mut scratch.1, out, lse);
                 } else {
                     let (out, lse) = (&mut out[g * r * c..][..r * c], &mut lse[g * r..][..r]);
-                    attend(self.isa, heads, &queries[..r * c], kv, g, pos, &mut scratch.0, out, lse);
+                    attend_row(self.isa, heads, &queries[..r * c], kv, g, pos, &mut scratch.0, out, lse);
                 }
             }
         };

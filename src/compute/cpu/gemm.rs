@@ -11,7 +11,7 @@ use rayon::prelude::*;
 /// Output columns of one packed panel.
 pub const PANEL: usize = 16;
 /// Rows of a register tile: with two panels it fills 24 of AVX-512's 32 registers.
-const TILE_ROWS: usize = 12;
+pub const TILE_ROWS: usize = 12;
 /// Panels of a register tile.
 const TILE_PANELS: usize = 2;
 /// Columns of a register tile.
@@ -105,7 +105,7 @@ impl Packed {
     }
 
     fn right(&self) -> Right<'_> {
-        Right { data: &self.data, stride: PANEL * self.k, cols: self.n, count: self.k }
+        Right { data: &self.data, stride: PANEL * self.k, row: PANEL, cols: self.n, count: self.k }
     }
 
     /// Bytes held.
@@ -170,13 +170,16 @@ pub struct Left<'a> {
     pub step: usize,
 }
 
-/// Right side of a product: element (s, n) is `data[n / 16 * stride + s * 16 + n % 16]`.
+/// Right side of a product: element (s, n) is `data[n / 16 * stride + s * row + n % 16]`. Panels of 16 columns have
+/// `row` 16; a plain matrix has `stride` 16, and as many columns as whole panels hold.
 #[derive(Clone, Copy)]
 pub struct Right<'a> {
-    /// Panels of 16 columns.
+    /// Elements.
     pub data: &'a [f32],
     /// Distance of panels.
     pub stride: usize,
+    /// Distance of the elements of a sum.
+    pub row: usize,
     /// Number of columns, N.
     pub cols: usize,
     /// Length of the sums.
@@ -207,12 +210,14 @@ fn block(
         if let Some(bias) = bias {
             start[..width].copy_from_slice(&bias[p * PANEL..][..width]);
         }
-        let part = Right { data: &b.data[p * b.stride..], ..b };
+        let first = &b.data[p * b.stride..];
+        let second = if num_panels == 2 { &first[b.stride..] } else { first };
         let mut t = 0;
         while t < rows {
             let count = (rows - t).min(TILE_ROWS);
-            let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
-            tile(isa, Left { data: &a.data[t * a.row..], ..a }, count, part, num_panels, &mut acc);
+            let mut acc = ZERO;
+            let a = Left { data: &a.data[t * a.row..], ..a };
+            tile(isa, a, count, &[first, second][..num_panels], b.row, b.count, &mut acc);
             for (i, row) in acc.iter().enumerate().take(count) {
                 // SAFETY: row t + i and columns p * PANEL.. + width lie inside the output, and no other task has them.
                 let out = unsafe { std::slice::from_raw_parts_mut(y.0.add((t + i) * y.1 + p * PANEL), width) };
@@ -227,38 +232,32 @@ fn block(
     }
 }
 
-/// `acc[i][c] = sum over s of a(i, s) b(s, c)`, in the order of s, for up to 12 rows and 2 panels.
-fn tile(isa: Isa, a: Left<'_>, rows: usize, b: Right<'_>, num_panels: usize, acc: &mut [[f32; TILE_COLS]; TILE_ROWS]) {
-    let count = b.count;
+/// Sums of a register tile.
+pub type Tile = [[f32; TILE_COLS]; TILE_ROWS];
+
+/// A tile before its first element.
+pub const ZERO: Tile = [[0.0; TILE_COLS]; TILE_ROWS];
+
+/// `acc[i][c] += sum over s of a(i, s) b(s, c)`, one element after the other in the order of s, for up to 12 rows and 1 or 2
+/// panels; elements of a panel lie `b_row` apart.
+pub fn tile(isa: Isa, a: Left<'_>, rows: usize, b: &[&[f32]], b_row: usize, count: usize, acc: &mut Tile) {
     let last = (rows - 1) * a.row + count.saturating_sub(1) * a.step;
     assert!(count > 0 && (1..=TILE_ROWS).contains(&rows) && a.data.len() > last, "rows inside their input");
-    let end = (num_panels - 1) * b.stride + count * PANEL;
-    assert!((1..=TILE_PANELS).contains(&num_panels) && b.data.len() >= end, "panels inside their input");
+    let end = (count - 1) * b_row + PANEL;
+    assert!((1..=TILE_PANELS).contains(&b.len()) && b.iter().all(|b| b.len() >= end), "panels inside their input");
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the instruction set was detected; the assertions above bound every access.
-        Isa::Avx512 => unsafe {
-            x86::tile_512(a.data.as_ptr(), a.row, a.step, rows, b.data.as_ptr(), b.stride, num_panels, count, acc)
-        },
+        Isa::Avx512 => unsafe { x86::tile_512(a, rows, b, b_row, count, acc) },
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx2 => {
-            for p in 0..num_panels {
-                for r in (0..rows).step_by(6) {
-                    let (from, panel) = (&a.data[r * a.row..], &b.data[p * b.stride..]);
-                    let out = &mut acc[r..];
-                    // SAFETY: as above.
-                    unsafe {
-                        x86::tile_256(from.as_ptr(), a.row, a.step, (rows - r).min(6), panel.as_ptr(), p, count, out)
-                    };
-                }
-            }
-        }
+        // SAFETY: as above.
+        Isa::Avx2 => unsafe { x86::tile_256(a, rows, b, b_row, count, acc) },
         _ => {
             for (i, acc) in acc.iter_mut().enumerate().take(rows) {
                 for s in 0..count {
                     let value = a.data[i * a.row + s * a.step];
-                    for p in 0..num_panels {
-                        let column = &b.data[p * b.stride + s * PANEL..][..PANEL];
+                    for (p, panel) in b.iter().enumerate() {
+                        let column = &panel[s * b_row..][..PANEL];
                         for (sum, w) in acc[p * PANEL..][..PANEL].iter_mut().zip(column) {
                             *sum = value.mul_add(*w, *sum);
                         }
@@ -308,10 +307,11 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
             let rows = g.len() / k;
             for p in (0..panels).step_by(TILE_PANELS) {
                 let num_panels = (panels - p).min(TILE_PANELS);
-                let data = &panel_data[p * PANEL * OUTER_ROWS..];
-                let b = Right { data, stride: PANEL * OUTER_ROWS, cols: k, count };
-                let mut acc = [[0.0f32; TILE_COLS]; TILE_ROWS];
-                tile(isa, Left { data: strip, row: 1, step: TILE_ROWS }, rows, b, num_panels, &mut acc);
+                let panel = |i: usize| &panel_data[(p + i) * PANEL * OUTER_ROWS..][..PANEL * OUTER_ROWS];
+                let b = [panel(0), panel(num_panels - 1)];
+                let mut acc = ZERO;
+                let a = Left { data: strip, row: 1, step: TILE_ROWS };
+                tile(isa, a, rows, &b[..num_panels], PANEL, count, &mut acc);
                 let width = (num_panels * PANEL).min(k - p * PANEL);
                 for (row, g) in acc.iter().zip(g.chunks_exact_mut(k)) {
                     for (g, value) in g[p * PANEL..][..width].iter_mut().zip(row) {
@@ -325,7 +325,7 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{PANEL, TILE_COLS, TILE_ROWS};
+    use super::{Left, PANEL, TILE_COLS, Tile};
     use std::arch::x86_64::{
         _mm256_broadcast_ss, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_setzero_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
         _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
@@ -333,136 +333,111 @@ mod x86 {
 
     /// Calls a kernel whose row count is a constant.
     macro_rules! with_rows {
-        ($rows:expr, $kernel:ident $args:tt, $($n:literal)*) => {
-            match $rows { $($n => $kernel::<$n> $args,)* _ => unreachable!("rows of a tile") }
+        ($rows:expr, $kernel:ident, $vectors:literal, $args:tt, $($n:literal)*) => {
+            match $rows { $($n => $kernel::<$n, $vectors> $args,)* _ => unreachable!("rows of a tile") }
         };
     }
 
-    /// Tile of up to 12 rows and 1 or 2 panels, the second `panel_len` after the first.
+    /// A kernel of R rows and V vectors of columns; its sums live in registers.
+    macro_rules! kernel {
+        ($name:ident, $features:literal, $width:literal, $zero:ident, $load:ident, $store:ident, $fma:ident, $set:expr) => {
+            #[target_feature(enable = $features)]
+            unsafe fn $name<const R: usize, const V: usize>(
+                a: *const f32,
+                row: usize,
+                step: usize,
+                b: [*const f32; V],
+                b_row: usize,
+                count: usize,
+                acc: *mut f32,
+            ) {
+                let mut sums = [[$zero(); V]; R];
+                // SAFETY: `tile` checked that `count` steps of both operands exist, and a tile has 12 rows of 32 columns.
+                unsafe {
+                    for i in 0..R {
+                        for v in 0..V {
+                            sums[i][v] = $load(acc.add(i * TILE_COLS + v * $width));
+                        }
+                    }
+                    for s in 0..count {
+                        let mut column = [$zero(); V];
+                        for v in 0..V {
+                            column[v] = $load(b[v].add(s * b_row));
+                        }
+                        for i in 0..R {
+                            let x = $set(a.add(i * row + s * step));
+                            for v in 0..V {
+                                sums[i][v] = $fma(x, column[v], sums[i][v]);
+                            }
+                        }
+                    }
+                    for i in 0..R {
+                        for v in 0..V {
+                            $store(acc.add(i * TILE_COLS + v * $width), sums[i][v]);
+                        }
+                    }
+                }
+            }
+        };
+    }
+
+    kernel!(
+        kernel_512,
+        "avx512f",
+        16,
+        _mm512_setzero_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_fmadd_ps,
+        |x: *const f32| { _mm512_set1_ps(*x) }
+    );
+    kernel!(
+        kernel_256,
+        "avx2,fma",
+        8,
+        _mm256_setzero_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_fmadd_ps,
+        |x: *const f32| { _mm256_broadcast_ss(&*x) }
+    );
+
+    /// Both panels of up to 12 rows at once: 24 of 32 registers hold sums.
     #[target_feature(enable = "avx512f")]
-    pub unsafe fn tile_512(
-        a: *const f32,
-        row: usize,
-        step: usize,
-        rows: usize,
-        b: *const f32,
-        panel_len: usize,
-        num_panels: usize,
-        count: usize,
-        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
-    ) {
-        // SAFETY: the caller's slices hold `count` steps of both operands.
+    pub unsafe fn tile_512(a: Left<'_>, rows: usize, b: &[&[f32]], b_row: usize, count: usize, acc: &mut Tile) {
+        let (x, acc) = (a.data.as_ptr(), acc.as_mut_ptr().cast());
+        // SAFETY: as in the kernel.
         unsafe {
-            if num_panels == 1 {
-                with_rows!(rows, narrow_512(a, row, step, b, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
-            } else {
-                let second = b.add(panel_len);
-                with_rows!(rows, wide_512(a, row, step, b, second, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx512f")]
-    unsafe fn wide_512<const R: usize>(
-        a: *const f32,
-        row: usize,
-        step: usize,
-        first: *const f32,
-        second: *const f32,
-        count: usize,
-        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
-    ) {
-        let mut sums = [[_mm512_setzero_ps(); 2]; R];
-        for s in 0..count {
-            // SAFETY: the caller's slices hold `count` steps of both operands.
-            unsafe {
-                let (b0, b1) = (_mm512_loadu_ps(first.add(s * PANEL)), _mm512_loadu_ps(second.add(s * PANEL)));
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm512_set1_ps(*a.add(i * row + s * step));
-                    sum[0] = _mm512_fmadd_ps(x, b0, sum[0]);
-                    sum[1] = _mm512_fmadd_ps(x, b1, sum[1]);
+            match b {
+                [b0, b1] => {
+                    let b = [b0.as_ptr(), b1.as_ptr()];
+                    with_rows!(rows, kernel_512, 2, (x, a.row, a.step, b, b_row, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
+                }
+                _ => {
+                    let b = [b[0].as_ptr()];
+                    with_rows!(rows, kernel_512, 1, (x, a.row, a.step, b, b_row, count, acc), 1 2 3 4 5 6 7 8 9 10 11 12);
                 }
             }
         }
-        for (sum, out) in sums.iter().zip(acc) {
-            // SAFETY: each row of `acc` has 32 elements.
-            unsafe {
-                _mm512_storeu_ps(out.as_mut_ptr(), sum[0]);
-                _mm512_storeu_ps(out.as_mut_ptr().add(PANEL), sum[1]);
-            }
-        }
     }
 
-    #[target_feature(enable = "avx512f")]
-    unsafe fn narrow_512<const R: usize>(
-        a: *const f32,
-        row: usize,
-        step: usize,
-        b: *const f32,
-        count: usize,
-        acc: &mut [[f32; TILE_COLS]; TILE_ROWS],
-    ) {
-        let mut sums = [_mm512_setzero_ps(); R];
-        for s in 0..count {
-            // SAFETY: the caller's slices hold `count` steps of both operands.
-            unsafe {
-                let b = _mm512_loadu_ps(b.add(s * PANEL));
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(*a.add(i * row + s * step)), b, *sum);
-                }
-            }
-        }
-        for (sum, out) in sums.iter().zip(acc) {
-            // SAFETY: each row of `acc` has 32 elements.
-            unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
-        }
-    }
-
-    /// Tile of up to 6 rows and the panel that belongs to columns `panel * 16 ..`.
+    /// Up to 3 rows of both panels at once, or 6 rows of one: 12 of 16 registers hold sums.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn tile_256(
-        a: *const f32,
-        row: usize,
-        step: usize,
-        rows: usize,
-        b: *const f32,
-        panel: usize,
-        count: usize,
-        acc: &mut [[f32; TILE_COLS]],
-    ) {
-        // SAFETY: the caller's slices hold `count` steps of both operands.
-        unsafe { with_rows!(rows, rows_256(a, row, step, b, panel, count, acc), 1 2 3 4 5 6) };
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    unsafe fn rows_256<const R: usize>(
-        a: *const f32,
-        row: usize,
-        step: usize,
-        b: *const f32,
-        panel: usize,
-        count: usize,
-        acc: &mut [[f32; TILE_COLS]],
-    ) {
-        let mut sums = [[_mm256_setzero_ps(); 2]; R];
-        for s in 0..count {
-            // SAFETY: the caller's slices hold `count` steps of both operands.
-            unsafe {
-                let b0 = _mm256_loadu_ps(b.add(s * PANEL));
-                let b1 = _mm256_loadu_ps(b.add(s * PANEL + 8));
-                for (i, sum) in sums.iter_mut().enumerate() {
-                    let x = _mm256_broadcast_ss(&*a.add(i * row + s * step));
-                    sum[0] = _mm256_fmadd_ps(x, b0, sum[0]);
-                    sum[1] = _mm256_fmadd_ps(x, b1, sum[1]);
-                }
+    pub unsafe fn tile_256(a: Left<'_>, rows: usize, b: &[&[f32]], b_row: usize, count: usize, acc: &mut Tile) {
+        let (x, acc): (_, *mut f32) = (a.data.as_ptr(), acc.as_mut_ptr().cast());
+        // SAFETY: as in the kernel.
+        unsafe {
+            if let ([b0, b1], 1..=3) = (b, rows) {
+                let b = [b0.as_ptr(), b0.as_ptr().add(8), b1.as_ptr(), b1.as_ptr().add(8)];
+                with_rows!(rows, kernel_256, 4, (x, a.row, a.step, b, b_row, count, acc), 1 2 3);
+                return;
             }
-        }
-        for (sum, out) in sums.iter().zip(acc) {
-            let out = &mut out[panel * PANEL..][..PANEL];
-            // SAFETY: the slice has 16 elements.
-            unsafe {
-                _mm256_storeu_ps(out.as_mut_ptr(), sum[0]);
-                _mm256_storeu_ps(out.as_mut_ptr().add(8), sum[1]);
+            for (p, panel) in b.iter().enumerate() {
+                let b = [panel.as_ptr(), panel.as_ptr().add(8)];
+                for r in (0..rows).step_by(6) {
+                    let (x, acc) = (x.add(r * a.row), acc.add(r * TILE_COLS + p * PANEL));
+                    with_rows!((rows - r).min(6), kernel_256, 2, (x, a.row, a.step, b, b_row, count, acc), 1 2 3 4 5 6);
+                }
             }
         }
     }
