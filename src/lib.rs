@@ -54,6 +54,7 @@ pub mod compute {
         pub mod attention;
         pub mod attention_block;
         pub mod backend;
+        pub mod buffer;
         pub mod gemm;
         pub mod head;
         pub mod math;

@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::compute::cpu::attention::{SeqKv, attend_row, write_page};
 use crate::compute::cpu::attention_block::{self, BackwardIn, Rows, Scratch, attend_backward, attend_block};
+use crate::compute::cpu::buffer::{CpuBuf, Store};
 use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
 use crate::compute::cpu::rows::{self, multiversion};
@@ -31,6 +32,7 @@ pub struct CpuBackend {
     isa: Isa,
     pool: Arc<rayon::ThreadPool>,
     serial: bool,
+    store: Arc<Store>,
 }
 
 /// A weight packed for products.
@@ -51,7 +53,7 @@ struct LayerKv {
 }
 
 /// An array that threads write disjoint pages of.
-struct Shared(UnsafeCell<Vec<f32>>);
+struct Shared(UnsafeCell<CpuBuf>);
 
 // SAFETY: `write_kv` writes only pages that belong to one sequence of the batch, and no page is read in the same call.
 unsafe impl Sync for Shared {}
@@ -91,7 +93,7 @@ impl CpuBackend {
             .thread_name(|i| format!("azr-compute-{i}"))
             .build()
             .map_err(|e| Error::environment(format!("cannot start {threads} threads: {e}")))?;
-        Ok(CpuBackend { isa, pool: Arc::new(pool), serial: false })
+        Ok(CpuBackend { isa, pool: Arc::new(pool), serial: false, store: Arc::default() })
     }
 
     /// Number of threads.
@@ -146,7 +148,7 @@ fn width(heads: Heads) -> usize {
 }
 
 impl Backend for CpuBackend {
-    type Buf = Vec<f32>;
+    type Buf = CpuBuf;
     type Linear = CpuLinear;
     type Kv = CpuKv;
 
@@ -166,38 +168,38 @@ impl Backend for CpuBackend {
         self.pool.install(|| parts.par_iter().with_max_len(1).map(|part| f(&serial, part)).collect())
     }
 
-    fn zeros(&self, len: usize) -> Vec<f32> {
-        vec![0.0; len]
+    fn zeros(&self, len: usize) -> CpuBuf {
+        self.store.zeros(len)
     }
 
-    fn upload(&self, values: &[f32]) -> Vec<f32> {
-        values.to_vec()
+    fn upload(&self, values: &[f32]) -> CpuBuf {
+        self.store.copy_of(values)
     }
 
-    fn download(&self, buf: &Vec<f32>) -> Vec<f32> {
-        buf.clone()
+    fn download(&self, buf: &CpuBuf) -> Vec<f32> {
+        buf.to_vec()
     }
 
-    fn write(&self, buf: &mut Vec<f32>, values: &[f32]) {
+    fn write(&self, buf: &mut CpuBuf, values: &[f32]) {
         buf.copy_from_slice(values);
     }
 
-    fn clear(&self, buf: &mut Vec<f32>) {
+    fn clear(&self, buf: &mut CpuBuf) {
         buf.fill(0.0);
     }
 
-    fn add(&self, y: &mut Vec<f32>, x: &Vec<f32>) {
+    fn add(&self, y: &mut CpuBuf, x: &CpuBuf) {
         self.rows2(x, 1, y, 1, |x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
     }
 
-    fn linear(&self, w_nk: &Vec<f32>, n: usize, k: usize, backward: bool) -> CpuLinear {
+    fn linear(&self, w_nk: &CpuBuf, n: usize, k: usize, backward: bool) -> CpuLinear {
         self.scope(|| CpuLinear {
             forward: Packed::rows(w_nk, n, k),
             backward: backward.then(|| Packed::columns(w_nk, n, k)),
         })
     }
 
-    fn relayout(&self, linear: &mut CpuLinear, w_nk: &Vec<f32>) {
+    fn relayout(&self, linear: &mut CpuLinear, w_nk: &CpuBuf) {
         let (n, k) = (linear.forward.n, linear.forward.k);
         linear.forward.pack_rows(w_nk, n, k);
         if let Some(backward) = &mut linear.backward {
@@ -205,28 +207,32 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn matmul(&self, x_tk: &Vec<f32>, w: &CpuLinear, bias: Option<&Vec<f32>>, y_tn: &mut Vec<f32>, add: bool) {
-        matmul(self.isa, x_tk, &w.forward, bias.map(Vec::as_slice), y_tn, add, !self.serial);
+    fn matmul(&self, x_tk: &CpuBuf, w: &CpuLinear, bias: Option<&CpuBuf>, y_tn: &mut CpuBuf, add: bool) {
+        matmul(self.isa, x_tk, &w.forward, bias.map(|b| &**b), y_tn, add, !self.serial);
     }
 
-    fn matmul_backward_input(&self, dy_tn: &Vec<f32>, w: &CpuLinear, dx_tk: &mut Vec<f32>, add: bool) {
+    fn matmul_backward_input(&self, dy_tn: &CpuBuf, w: &CpuLinear, dx_tk: &mut CpuBuf, add: bool) {
         let packed = w.backward.as_ref().expect("a weight that is trained is laid out for its backward pass");
         matmul(self.isa, dy_tn, packed, None, dx_tk, add, !self.serial);
     }
 
-    fn matmul_backward_weight(&self, dy_tn: &Vec<f32>, x_tk: &Vec<f32>, n: usize, k: usize, dw_nk: &mut Vec<f32>) {
+    fn matmul_backward_weight(&self, dy_tn: &CpuBuf, x_tk: &CpuBuf, n: usize, k: usize, dw_nk: &mut CpuBuf) {
         outer(self.isa, dy_tn, x_tk, n, k, dw_nk, &mut OuterScratch::default());
     }
 
-    fn bias_backward(&self, dy_tn: &Vec<f32>, n: usize, db_n: &mut Vec<f32>) {
+    fn bias_backward(&self, dy_tn: &CpuBuf, n: usize, db_n: &mut CpuBuf) {
         self.columns(db_n, |from, db| rows::column_sums(self.isa, dy_tn, n, from, db));
     }
 
-    fn embed(&self, tokens: &[u32], table_vd: &Vec<f32>, d: usize) -> Vec<f32> {
-        tokens.iter().flat_map(|t| &table_vd[*t as usize * d..][..d]).copied().collect()
+    fn embed(&self, tokens: &[u32], table_vd: &CpuBuf, d: usize) -> CpuBuf {
+        let mut x = self.zeros(tokens.len() * d);
+        for (t, row) in tokens.iter().zip(x.chunks_exact_mut(d)) {
+            row.copy_from_slice(&table_vd[*t as usize * d..][..d]);
+        }
+        x
     }
 
-    fn embed_backward(&self, tokens: &[u32], dx_td: &Vec<f32>, d: usize, dtable_vd: &mut Vec<f32>) {
+    fn embed_backward(&self, tokens: &[u32], dx_td: &CpuBuf, d: usize, dtable_vd: &mut CpuBuf) {
         for (token, dx) in tokens.iter().zip(dx_td.chunks_exact(d)) {
             for (g, x) in dtable_vd[*token as usize * d..][..d].iter_mut().zip(dx) {
                 *g += x;
@@ -234,7 +240,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn rmsnorm(&self, x_td: &Vec<f32>, w_d: &Vec<f32>, eps: f32, y_td: &mut Vec<f32>, rstd_t: &mut Vec<f32>) {
+    fn rmsnorm(&self, x_td: &CpuBuf, w_d: &CpuBuf, eps: f32, y_td: &mut CpuBuf, rstd_t: &mut CpuBuf) {
         let d = w_d.len();
         if self.serial {
             return rows::rmsnorm(self.isa, x_td, w_d, eps, y_td, rstd_t);
@@ -247,12 +253,12 @@ impl Backend for CpuBackend {
 
     fn rmsnorm_backward(
         &self,
-        x_td: &Vec<f32>,
-        w_d: &Vec<f32>,
-        rstd_t: &Vec<f32>,
-        dy_td: &Vec<f32>,
-        dx_td: &mut Vec<f32>,
-        dw_d: &mut Vec<f32>,
+        x_td: &CpuBuf,
+        w_d: &CpuBuf,
+        rstd_t: &CpuBuf,
+        dy_td: &CpuBuf,
+        dx_td: &mut CpuBuf,
+        dw_d: &mut CpuBuf,
     ) {
         let d = w_d.len();
         x_td.par_chunks(ROWS * d)
@@ -263,8 +269,8 @@ impl Backend for CpuBackend {
         self.columns(dw_d, |from, dw| rows::rmsnorm_dw(self.isa, x_td, rstd_t, dy_td, d, from, dw));
     }
 
-    fn rope(&self, heads: Heads, qkv_tq: &mut Vec<f32>, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>) {
-        let norms = norms.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
+    fn rope(&self, heads: Heads, qkv_tq: &mut CpuBuf, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>) {
+        let norms = norms.map(|(q, k, eps)| (&**q, &**k, eps));
         let positions = positions(spans);
         let one = |row: &mut [f32], pos: usize| {
             let (cos, sin) = angles(table, heads, pos);
@@ -282,14 +288,14 @@ impl Backend for CpuBackend {
     fn rope_backward(
         &self,
         heads: Heads,
-        dqkv_tq: &mut Vec<f32>,
-        raw_tq: &Vec<f32>,
+        dqkv_tq: &mut CpuBuf,
+        raw_tq: &CpuBuf,
         spans: &[Span<'_>],
         table: &RopeTable,
         norms: Norms<'_, Self>,
-        dnorms: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
+        dnorms: Option<(&mut CpuBuf, &mut CpuBuf)>,
     ) {
-        let norms = norms.map(|(q, k, eps)| (q.as_slice(), k.as_slice(), eps));
+        let norms = norms.map(|(q, k, eps)| (&**q, &**k, eps));
         let (positions, q, c) = (positions(spans), width(heads), heads.head_dim);
         // Each block of rows has its own sums for the norms' gradients; blocks are added in order.
         let partial: Vec<(Vec<f32>, Vec<f32>)> = dqkv_tq
@@ -317,7 +323,7 @@ impl Backend for CpuBackend {
     fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<CpuKv> {
         let len = heads.page_len().checked_mul(num_pages).filter(|n| *n < isize::MAX as usize / 4);
         let len = len.ok_or_else(|| Error::new(crate::error::Kind::OutOfMemory, "the KV cache is too large"))?;
-        let array = || Shared(UnsafeCell::new(vec![0.0; len]));
+        let array = || Shared(UnsafeCell::new(self.zeros(len)));
         let layers = (0..num_layers).map(|_| LayerKv { keys: array(), values: array() }).collect();
         Ok(CpuKv { layers, page_len: heads.page_len() })
     }
@@ -332,7 +338,7 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn write_kv(&self, heads: Heads, kv: &CpuKv, layer: usize, qkv_tq: &Vec<f32>, spans: &[Span<'_>]) {
+    fn write_kv(&self, heads: Heads, kv: &CpuKv, layer: usize, qkv_tq: &CpuBuf, spans: &[Span<'_>]) {
         let (q, c, len) = (width(heads), heads.head_dim, kv.page_len);
         let at = heads.num_heads * c;
         let one = |span: &Span<'_>| {
@@ -355,16 +361,16 @@ impl Backend for CpuBackend {
         heads: Heads,
         kv: &CpuKv,
         layer: usize,
-        qkv_tq: &Vec<f32>,
+        qkv_tq: &CpuBuf,
         spans: &[Span<'_>],
-        out_thc: &mut Vec<f32>,
-        lse_th: &mut Vec<f32>,
+        out_thc: &mut CpuBuf,
+        lse_th: &mut CpuBuf,
     ) {
         let (q, h, c, r) = (width(heads), heads.num_heads, heads.head_dim, heads.group());
         let layer = &kv.layers[layer];
         // Long spans run in blocks of rows, which gives the bits of single rows.
         let mut pieces = Vec::new();
-        let (mut out, mut lse) = (out_thc.as_mut_slice(), lse_th.as_mut_slice());
+        let (mut out, mut lse) = (&mut out_thc[..], &mut lse_th[..]);
         for span in spans {
             let size = if span.len >= MIN_BLOCK { attention_block::BLOCK } else { 1 };
             for from in (0..span.len).step_by(size) {
@@ -403,17 +409,17 @@ impl Backend for CpuBackend {
         heads: Heads,
         kv: &CpuKv,
         layer: usize,
-        qkv_tq: &Vec<f32>,
-        out_thc: &Vec<f32>,
-        lse_th: &Vec<f32>,
-        dout_thc: &Vec<f32>,
+        qkv_tq: &CpuBuf,
+        out_thc: &CpuBuf,
+        lse_th: &CpuBuf,
+        dout_thc: &CpuBuf,
         spans: &[Span<'_>],
-        dqkv_tq: &mut Vec<f32>,
+        dqkv_tq: &mut CpuBuf,
     ) {
         let (q, h, c, g_count, r) = (width(heads), heads.num_heads, heads.head_dim, heads.num_kv_heads, heads.group());
         let layer = &kv.layers[layer];
         let mut pieces: Vec<(&Span<'_>, &mut [f32])> = Vec::with_capacity(spans.len());
-        let mut rest = dqkv_tq.as_mut_slice();
+        let mut rest = &mut dqkv_tq[..];
         for span in spans {
             assert_eq!(span.pos, 0, "the backward pass takes whole sequences");
             let (piece, tail) = rest.split_at_mut(span.len * q);
@@ -443,11 +449,11 @@ impl Backend for CpuBackend {
         });
     }
 
-    fn swiglu(&self, gate_up: &Vec<f32>, f: usize, h_tf: &mut Vec<f32>) {
+    fn swiglu(&self, gate_up: &CpuBuf, f: usize, h_tf: &mut CpuBuf) {
         self.rows2(gate_up, 2 * f, h_tf, f, |gu, h| rows::swiglu(self.isa, gu, f, h));
     }
 
-    fn swiglu_backward(&self, gate_up: &Vec<f32>, dh_tf: &Vec<f32>, f: usize, dgate_up: &mut Vec<f32>) {
+    fn swiglu_backward(&self, gate_up: &CpuBuf, dh_tf: &CpuBuf, f: usize, dgate_up: &mut CpuBuf) {
         gate_up
             .par_chunks(ROWS * 2 * f)
             .zip(dh_tf.par_chunks(ROWS * f))
@@ -455,7 +461,7 @@ impl Backend for CpuBackend {
             .for_each(|((gu, dh), d)| rows::swiglu_backward(self.isa, gu, dh, f, d));
     }
 
-    fn draw(&self, x_td: &Vec<f32>, d: usize, head: &CpuLinear, draws: &[(usize, Draw, u32)], seed: u64) -> Vec<Drawn> {
+    fn draw(&self, x_td: &CpuBuf, d: usize, head: &CpuLinear, draws: &[(usize, Draw, u32)], seed: u64) -> Vec<Drawn> {
         let v = head.forward.n;
         let mut drawn = Vec::with_capacity(draws.len());
         for draws in draws.chunks(HEAD_ROWS) {
@@ -474,7 +480,7 @@ impl Backend for CpuBackend {
         drawn
     }
 
-    fn logits(&self, x_td: &Vec<f32>, head: &CpuLinear) -> Vec<f32> {
+    fn logits(&self, x_td: &CpuBuf, head: &CpuLinear) -> Vec<f32> {
         let mut logits = vec![0.0; x_td.len() / head.forward.k * head.forward.n];
         matmul(self.isa, x_td, &head.forward, None, &mut logits, false, !self.serial);
         logits
@@ -482,11 +488,11 @@ impl Backend for CpuBackend {
 
     fn policy_head(
         &self,
-        x_td: &Vec<f32>,
+        x_td: &CpuBuf,
         d: usize,
         head: &CpuLinear,
         targets: &[HeadTarget],
-        mut grads: Option<(&mut Vec<f32>, &mut Vec<f32>)>,
+        mut grads: Option<(&mut CpuBuf, &mut CpuBuf)>,
     ) -> Vec<HeadReport> {
         let v = head.forward.n;
         let mut reports = Vec::with_capacity(targets.len());
@@ -514,12 +520,12 @@ impl Backend for CpuBackend {
         reports
     }
 
-    fn sum_of_squares(&self, buf: &Vec<f32>) -> f64 {
+    fn sum_of_squares(&self, buf: &CpuBuf) -> f64 {
         let blocks: Vec<f64> = buf.par_chunks(BLOCK).map(|b| rows::sum_of_squares(self.isa, b)).collect();
         blocks.iter().sum()
     }
 
-    fn adamw(&self, p: &mut Vec<f32>, g: &Vec<f32>, m: &mut Vec<f32>, v: &mut Vec<f32>, hyper: &AdamW) {
+    fn adamw(&self, p: &mut CpuBuf, g: &CpuBuf, m: &mut CpuBuf, v: &mut CpuBuf, hyper: &AdamW) {
         p.par_chunks_mut(BLOCK)
             .zip(g.par_chunks(BLOCK))
             .zip(m.par_chunks_mut(BLOCK))
