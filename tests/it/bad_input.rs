@@ -7,7 +7,7 @@ use azr::model::params::ParamTable;
 use azr::weights::model_files::ModelFiles;
 use serde_json::{Map, Value, json};
 
-use crate::fixture;
+use crate::{command, fixture};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -252,7 +252,7 @@ const SHARDS: &[Case] = &[
 /// What is wrong with how a run on these weights ended.
 fn fault(weights: &Path, code: i32, says: &str) -> Option<String> {
     let output = fixture::score(&["--weights", fixture::text(weights)], "{\"tokens\": [1, 2]}\n");
-    let stderr = String::from_utf8_lossy(&output.stderr);
+    let stderr = command::stderr(&output);
     let lines: Vec<&str> = stderr.lines().collect();
     let is_well_formed = matches!(lines[..], [error, hint] if error.starts_with("azr: ") && hint.starts_with("hint: "));
     let is_right = output.status.code() == Some(code) && lines.first().is_some_and(|l| l.contains(says));
@@ -287,7 +287,7 @@ fn a_long_context_costs_nothing_where_it_is_not_used() {
     fixture::copy("qwen2", dir.path());
     config(dir.path(), "max_position_embeddings", json!(HUGE));
     let output = fixture::score(&["--weights", fixture::text(dir.path()), "--generate", "3"], "{\"tokens\": [1, 2]}\n");
-    assert!(output.status.success(), "{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    command::expect_code(&output, 0);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
 /// Folder of a fixture.
 pub fn folder(name: &str) -> PathBuf {
@@ -22,14 +22,7 @@ pub fn copy(name: &str, to: &Path) {
 
 /// Runs `azr score` with these lines on its standard input.
 pub fn score(args: &[&str], lines: &str) -> Output {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_azr"))
-        .arg("score")
-        .args(args)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the executable starts");
+    let mut child = crate::command::azr(&["score"]).args(args).stdin(Stdio::piped()).spawn().expect("it starts");
     // What fails before it reads its input closes the pipe; the test sees the exit code.
     let _ = child.stdin.take().expect("piped").write_all(lines.as_bytes());
     child.wait_with_output().expect("it ends")

@@ -2,7 +2,6 @@
 //! transformers stores them, and what it says of them (`tests/fixtures/make.py`).
 
 use std::path::Path;
-use std::process::Command;
 
 use azr::compute::cpu::backend::CpuBackend;
 use azr::model::forward::Decoder;
@@ -14,7 +13,7 @@ use azr::weights::safetensors::TensorFiles;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::fixture;
+use crate::{command, fixture};
 
 /// bf16 in one file, tied; f32 in shards, untied; f16 in one file, tied.
 const MODELS: [&str; 3] = ["qwen2", "qwen3", "llama"];
@@ -86,8 +85,7 @@ fn reference(model: &str) -> (Said, TensorFiles) {
 fn score<T: for<'a> Deserialize<'a>>(weights: &Path, args: &[&str], lines: &[Value]) -> Vec<T> {
     let input: String = lines.iter().map(|l| format!("{l}\n")).collect();
     let output = fixture::score(&[&["--weights", fixture::text(weights), "--threads", "2"], args].concat(), &input);
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{}: {stderr}", weights.display());
+    assert!(output.status.success(), "{}: {}", weights.display(), command::stderr(&output));
     let stdout = String::from_utf8(output.stdout).expect("UTF-8");
     let answers: Vec<T> = stdout.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect();
     assert_eq!(answers.len(), lines.len(), "an answer per line");
@@ -348,20 +346,19 @@ fn self_play_runs_a_step_on_a_folder_of_transformers() {
         "rollout.max_propose=24",
         "rollout.max_solve=24",
     ];
-    let output = Command::new(env!("CARGO_BIN_EXE_azr"))
-        .args(["--weights", fixture::text(&weights), "--steps", "1", "--out", fixture::text(&run)])
+    let args = ["--weights", fixture::text(&weights), "--steps", "1", "--out", fixture::text(&run)];
+    let output = command::azr(&args)
         .args(["--threads", "2", "--executors", "1"])
         .args(sets.iter().flat_map(|s| ["--set", s]))
         .output()
         .expect("the executable starts");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let checkpoint = run.join("checkpoints/step-00000001");
+    command::expect_code(&output, 0);
+    let checkpoint = command::checkpoint(&run, 1);
     for file in ["resolved.toml", "metrics.jsonl", "trace.jsonl"] {
         assert!(run.join(file).metadata().is_ok_and(|m| m.len() > 0), "{file}");
     }
-    let metrics: Value =
-        serde_json::from_slice(&std::fs::read(run.join("metrics.jsonl")).expect("written")).expect("one line");
-    assert_eq!(metrics["step"], 1);
+    let metrics = command::json_lines(&run.join("metrics.jsonl")).remove(0);
+    assert_eq!((&metrics["step"], &metrics["prompts_left_out"]), (&json!(1), &json!(0)));
     assert!(metrics["trained_tokens"].as_u64().is_some_and(|n| n > 0), "{metrics}");
 
     // The checkpoint is a model of its own, with the tokenizer of the first and weights that moved a little.
