@@ -38,11 +38,11 @@ struct Item {
 /// # Errors
 /// When a line is no request, or the model cannot be had.
 pub fn score(args: &ScoreArgs) -> Result<()> {
-    let model = match &args.weights {
+    let mut model = match &args.weights {
         Some(path) => ModelFiles::open(path)?,
         None => ModelFiles::embedded()?,
     };
-    let items = read(&model)?;
+    let items = read(&model, !args.encode && !args.decode)?;
     let mut out = std::io::stdout().lock();
     let mut print = |value: serde_json::Value| {
         writeln!(out, "{value}").map_err(|e| Error::io("write", std::path::Path::new("standard output"), &e))
@@ -57,6 +57,9 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
         }
         return Ok(());
     }
+    // Positions that no line reaches need no angles.
+    let longest = items.iter().map(|i| i.tokens.len()).max().unwrap_or(0).saturating_add(args.generate);
+    model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
     let decoder = Decoder::new(CpuBackend::new(threads)?, model.spec.clone(), &weights, true);
@@ -95,7 +98,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     Ok(())
 }
 
-fn read(model: &ModelFiles) -> Result<Vec<Item>> {
+fn read(model: &ModelFiles, for_model: bool) -> Result<Vec<Item>> {
     let mut items = Vec::new();
     for (number, line) in std::io::stdin().lock().lines().enumerate() {
         let bad = |what: String| {
@@ -112,7 +115,7 @@ fn read(model: &ModelFiles) -> Result<Vec<Item>> {
             (None, Some(tokens)) => tokens,
             _ => return Err(bad("needs either text or tokens".to_owned())),
         };
-        if tokens.is_empty() {
+        if tokens.is_empty() && for_model {
             return Err(bad("has no tokens".to_owned()));
         }
         let weights = line.weights.unwrap_or_else(|| vec![1.0; tokens.len()]);

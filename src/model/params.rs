@@ -176,10 +176,12 @@ impl ParamTable {
         self.tensors
             .iter()
             .map(|tensor| {
-                let mut values = Vec::with_capacity(tensor.len());
+                let mut values = Vec::new();
                 for part in &tensor.parts {
                     let read = source(&part.name, &part.shape)?;
                     assert_eq!(read.len(), part.len(), "the source gives {} in its shape", part.name);
+                    // Only now: before its first part is there, a tensor may be as large as config.json claims.
+                    values.reserve_exact(tensor.len() - values.len());
                     values.extend(read);
                 }
                 Ok(values)

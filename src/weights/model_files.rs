@@ -25,6 +25,9 @@ const COMPANIONS: [&str; 9] = [
 static EMBEDDED_WEIGHTS: &[u8] = include_bytes!("../embedded/model.safetensors");
 static EMBEDDED_CONFIG: &[u8] = include_bytes!("../embedded/config.json");
 
+/// What to do about a file that is not what transformers writes.
+const COPY_AGAIN: &str = "copy it again from where the weights come from";
+
 /// A model's files, opened and checked against each other.
 pub struct ModelFiles {
     /// Shape.
@@ -89,12 +92,13 @@ impl ModelFiles {
             })
         };
         let parse = |name: &str, bytes: &[u8]| -> Result<Value> {
-            serde_json::from_slice(bytes).map_err(|e| Error::config(format!("{name} is not JSON: {e}")))
+            serde_json::from_slice(bytes)
+                .map_err(|e| Error::config(format!("{name} is not JSON: {e}")).with_hint(COPY_AGAIN))
         };
         let config = parse("config.json", required("config.json")?)?;
         let spec = ModelSpec::from_config(&config)?;
         let tokenizer = Tokenizer::from_bytes(required("tokenizer.json")?)
-            .map_err(|e| Error::config(format!("tokenizer.json: {e}")))?;
+            .map_err(|e| Error::config(format!("tokenizer.json: {e}")).with_hint(COPY_AGAIN))?;
         if tokenizer.num_ids() > spec.vocab_size {
             return Err(Error::config(format!(
                 "the tokenizer has ids up to {}, the model {} rows",
@@ -112,7 +116,8 @@ impl ModelFiles {
             eos = token_ids(&config, "eos_token_id");
         }
         if eos.is_empty() {
-            return Err(Error::config("neither generation_config.json nor config.json names an `eos_token_id`"));
+            return Err(Error::config("neither generation_config.json nor config.json names an `eos_token_id`")
+                .with_hint("name the tokens that end a text in generation_config.json"));
         }
         let tokenizer_config = match file("tokenizer_config.json") {
             Some(bytes) => parse("tokenizer_config.json", bytes)?,
@@ -123,7 +128,8 @@ impl ModelFiles {
             return Err(Error::config(format!(
                 "the special token {id} is outside the vocabulary of {}",
                 spec.vocab_size
-            )));
+            ))
+            .with_hint("tokenizer, generation_config.json and weights must belong together"));
         }
         Ok(ModelFiles { spec, tokenizer, tensors, eos, bos, is_embedded, companions })
     }
@@ -144,21 +150,30 @@ fn token_ids(config: &Value, key: &str) -> Vec<u32> {
     }
 }
 
-/// The token that the tokenizer puts before a text: named by tokenizer_config.json unless `add_bos_token` is false.
+/// The token that the tokenizer puts before a text: named by tokenizer_config.json, where `add_bos_token` decides, or
+/// else (absent or null, as Llama 3 and Qwen have it) the post-processor of tokenizer.json.
 fn added_bos(tokenizer: &Tokenizer, config: &Value) -> Option<u32> {
-    if config.get("add_bos_token").and_then(Value::as_bool) == Some(false) {
-        return None;
-    }
     let token = config.get("bos_token")?;
     let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
     let id = tokenizer.token_id(text)?;
-    // Qwen names no such token; Llama does, and adds it in its post-processor.
-    (config.get("add_bos_token").is_some() || tokenizer.adds_first(id)).then_some(id)
+    let adds = config.get("add_bos_token").and_then(Value::as_bool).unwrap_or_else(|| tokenizer.adds_first(id));
+    adds.then_some(id)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn add_bos_token_decides_only_where_it_says_something() {
+        let tokenizer = Tokenizer::embedded();
+        for (add, bos) in [(json!(true), Some(1)), (json!(false), None), (Value::Null, None)] {
+            let config = json!({"bos_token": {"content": "<|end|>"}, "add_bos_token": add});
+            assert_eq!(added_bos(&tokenizer, &config), bos, "{config}");
+        }
+        assert_eq!(added_bos(&tokenizer, &json!({"bos_token": "<|end|>"})), None);
+        assert_eq!(added_bos(&tokenizer, &json!({"bos_token": null, "add_bos_token": true})), None);
+    }
 
     #[test]
     fn the_embedded_model_is_whole() {

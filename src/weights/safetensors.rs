@@ -17,6 +17,8 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::error::{Error, Result};
 
+/// What to do about a damaged file.
+const COPY_AGAIN: &str = "download or copy it again";
 /// Values converted at a time.
 const CHUNK: usize = 1 << 20;
 
@@ -121,7 +123,8 @@ impl TensorFiles {
                 return Err(Error::config(format!(
                     "the tensor {name} is in two files, {} one of them",
                     path.display()
-                )));
+                ))
+                .with_hint(COPY_AGAIN));
             }
         }
         self.sources.push(Source { path, data });
@@ -130,7 +133,7 @@ impl TensorFiles {
 
     fn add_index(&mut self, index: &Path) -> Result<()> {
         let text = std::fs::read_to_string(index).map_err(|e| Error::io("read", index, &e))?;
-        let bad = |what: &str| Error::config(format!("{} {what}", index.display()));
+        let bad = |what: &str| Error::config(format!("{} {what}", index.display())).with_hint(COPY_AGAIN);
         let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| bad(&format!("is not JSON: {e}")))?;
         let map = json.get("weight_map").and_then(|m| m.as_object()).ok_or_else(|| bad("has no `weight_map`"))?;
         let mut names = std::collections::BTreeSet::new();
@@ -156,11 +159,11 @@ impl TensorFiles {
         let file = File::open(path).map_err(io)?;
         let meta = file.metadata().map_err(io)?;
         if !meta.is_file() {
-            return Err(Error::config(format!("{} is not a file", path.display())));
+            return Err(Error::config(format!("{} is not a file", path.display()))
+                .with_hint("give a folder as transformers saves it, or a .safetensors file"));
         }
         let bad = |what: String| {
-            Error::config(format!("{} is not a whole safetensors file: {what}", path.display()))
-                .with_hint("download or copy it again")
+            Error::config(format!("{} is not a whole safetensors file: {what}", path.display())).with_hint(COPY_AGAIN)
         };
         if meta.len() < 8 {
             return Err(bad(format!("it has {} bytes", meta.len())));

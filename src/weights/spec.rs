@@ -61,12 +61,20 @@ pub struct ModelSpec {
     pub max_position_embeddings: usize,
 }
 
+/// Most parameters: ten times the largest decoders of today. More is a damaged file, and products must not overflow.
+const MAX_PARAMS: f64 = 1e13;
+
 impl ModelSpec {
     /// Reads config.json, in the classic way of writing RoPE settings or in that of transformers 5.
     ///
     /// # Errors
     /// When the architecture is not one of ours, or a setting is missing, misshapen or not supported.
     pub fn from_config(config: &Value) -> Result<Self> {
+        let hint = "azr reads config.json as transformers writes it for Qwen2, Qwen2.5, Qwen3 and Llama 3";
+        Self::read(config).map_err(|e| if e.hint().is_some() { e } else { e.with_hint(hint) })
+    }
+
+    fn read(config: &Value) -> Result<Self> {
         let family = family(config)?;
         let count = |key: &str| {
             optional_count(config, key)?.ok_or_else(|| Error::config(format!("config.json has no `{key}`")))
@@ -88,7 +96,7 @@ impl ModelSpec {
             num_heads,
             num_kv_heads: optional_count(config, "num_key_value_heads")?.unwrap_or(num_heads),
             head_dim,
-            rms_norm_eps: config.get("rms_norm_eps").and_then(Value::as_f64).unwrap_or(1e-6),
+            rms_norm_eps: optional_number(config.get("rms_norm_eps"), "rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta,
             rope_scaling,
             tie_word_embeddings: config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(false),
@@ -103,6 +111,13 @@ impl ModelSpec {
             |what: &str| Err(Error::config(format!("config.json asks for {what}, which azr does not have")));
         if self.head_dim == 0 || !self.head_dim.is_multiple_of(2) {
             return Err(Error::config(format!("config.json gives an odd head_dim of {}", self.head_dim)));
+        }
+        let [d, f, v, layers] =
+            [self.hidden_size, self.intermediate_size, self.vocab_size, self.num_layers].map(|n| n as f64);
+        let attention = 2.0 * (self.num_heads + self.num_kv_heads) as f64 * self.head_dim as f64;
+        let num_params = d * (v + layers * (attention + 3.0 * f));
+        if num_params > MAX_PARAMS {
+            return unsupported(&format!("{num_params:.0e} parameters"));
         }
         // A model of today has a hundred layers; thousands are a damaged file.
         if self.num_layers > 4096 {
@@ -197,38 +212,43 @@ fn optional_count(config: &Value, key: &str) -> Result<Option<usize>> {
     }
 }
 
+/// A positive number, if it is there.
+fn optional_number(value: Option<&Value>, key: &str) -> Result<Option<f64>> {
+    match value {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match value.as_f64().filter(|x| x.is_finite() && *x > 0.0) {
+            Some(x) => Ok(Some(x)),
+            None => Err(Error::config(format!("config.json has `{key}` = {value}, which is no positive number"))),
+        },
+    }
+}
+
 /// RoPE base and scaling. transformers 5 writes both into `rope_parameters`; before it was `rope_theta` and `rope_scaling`.
 fn rope(config: &Value) -> Result<(f64, Option<Llama3Rope>)> {
     let object = |key: &str| config.get(key).filter(|v| v.is_object());
     let settings = object("rope_parameters").or_else(|| object("rope_scaling"));
-    let theta = settings
-        .and_then(|s| s.get("rope_theta"))
-        .or_else(|| config.get("rope_theta"))
-        .and_then(Value::as_f64)
-        .unwrap_or(10_000.0);
-    if !theta.is_finite() || theta <= 0.0 {
-        return Err(Error::config(format!("config.json gives a RoPE base of {theta}")));
-    }
+    let theta = settings.and_then(|s| s.get("rope_theta")).or_else(|| config.get("rope_theta"));
+    let theta = optional_number(theta, "rope_theta")?.unwrap_or(10_000.0);
     let Some(settings) = settings else { return Ok((theta, None)) };
     let kind = settings.get("rope_type").or_else(|| settings.get("type")).and_then(Value::as_str).unwrap_or("default");
     let number = |key: &str| {
-        settings
-            .get(key)
-            .and_then(Value::as_f64)
-            .filter(|x| x.is_finite() && *x > 0.0)
-            .ok_or_else(|| Error::config(format!("config.json's llama3 RoPE scaling has no positive `{key}`")))
+        optional_number(settings.get(key), key)?
+            .ok_or_else(|| Error::config(format!("config.json's llama3 RoPE scaling has no `{key}`")))
     };
     match kind {
         "default" => Ok((theta, None)),
-        "llama3" => Ok((
-            theta,
-            Some(Llama3Rope {
+        "llama3" => {
+            let scaling = Llama3Rope {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
                 original_context: number("original_max_position_embeddings")? as usize,
-            }),
-        )),
+            };
+            if scaling.low_freq_factor >= scaling.high_freq_factor {
+                return Err(Error::config("config.json's `low_freq_factor` is not below its `high_freq_factor`"));
+            }
+            Ok((theta, Some(scaling)))
+        }
         other => Err(Error::config(format!("the RoPE scaling {other:?} is not supported"))
             .with_hint("\"default\" and \"llama3\" are")),
     }
