@@ -13,6 +13,9 @@ pub mod state;
 pub mod step;
 pub mod update;
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -88,7 +88,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         let seqs = sequences(&spec);
         let mut trainer = trainer(&spec, &weights, 2, Isa::detect());
         trainer.accumulate(&seqs).expect("the sequences fit");
-        let grads: Vec<Vec<f32>> = trainer.gradient_buffers().to_vec();
+        let grads: Vec<Vec<f32>> = trainer.gradient_buffers().iter().map(|g| g.to_vec()).collect();
         trainer.clear_gradients();
         let mut rng = Rng::new(1, Purpose::Test, 2, 0);
         for (i, grad) in grads.iter().enumerate() {

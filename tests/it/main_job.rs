@@ -64,6 +64,16 @@ fn the_readme_command_trains_all_six_configurations_and_leaves_everything() {
         assert_eq!(number(&m["logprob_gap"]), 0.0, "sampling and training give the same bits");
         assert!(number(&m["grad_norm"]) > 0.0);
     }
+    // Every valid proposal is stored, whatever it earned; one optimiser step a step.
+    for (before, after) in metrics.iter().zip(&metrics[1..]) {
+        for kind in ["abduction", "deduction", "induction"] {
+            let grown = number(&after["buffers"][kind]) - number(&before["buffers"][kind]);
+            assert_eq!(grown, number(&after["variety"][kind]["num_valid"]), "{kind} in {after}");
+        }
+    }
+    let state = std::fs::read(checkpoint(&out, 3).join("azr/state.json")).expect("training state");
+    let state: Value = serde_json::from_slice(&state).expect("JSON");
+    assert_eq!((state["step"].as_u64(), state["num_updates"].as_u64()), (Some(3), Some(3)));
     let trace = json_lines(&out.join("trace.jsonl"));
     recompute(&trace, Extremes::Zero);
     let resolved = std::fs::read_to_string(out.join("resolved.toml")).expect("written");

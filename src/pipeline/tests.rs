@@ -1,0 +1,218 @@
+//! The published reference's defects, and what a re-implementation gets wrong, as far as the pipeline decides them: one test
+//! each. Those of prompts, parsing, rewards, buffers, advantages and the executor have theirs beside the code.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use azr_tokenizer::Tokenizer;
+
+use crate::base::rng::{Purpose, Rng};
+use crate::exec::protocol::{Outcome, Rejection, Verdict};
+use crate::exec::source::FunctionRule;
+use crate::pipeline::generate::{Attempt, Round, Rules, Shown, sequence_id};
+use crate::pipeline::judge::{Grade, Judge};
+use crate::pipeline::prompts::Prompter;
+use crate::pipeline::update::samples;
+use crate::rollout::engine::{Completion, Finish};
+use crate::selfplay::buffer::Buffers;
+use crate::selfplay::codec::Codec;
+use crate::selfplay::config::{Duplicates, SelfPlayConfig};
+use crate::selfplay::intrinsic::Seen;
+use crate::selfplay::parse;
+use crate::selfplay::prompt::Format;
+use crate::selfplay::reward::InductionReward;
+use crate::selfplay::task::{Config, Pair, Role, Task, TaskKind};
+
+fn task(kind: TaskKind, num_pairs: usize) -> Task {
+    let pair = |i: usize| Pair { input: i.to_string(), output: format!("'{i}'") };
+    Task {
+        program: "def f(x):\n    return str(x)".into(),
+        pairs: (0..num_pairs).map(pair).collect(),
+        ..Task::identity(kind)
+    }
+}
+
+fn verdict(calls: Vec<Outcome>) -> Verdict {
+    Verdict { rejection: None, calls, normal_form: None, cpu_us: 0 }
+}
+
+fn equal(matches: bool) -> Outcome {
+    Outcome::Value { text: String::new(), matches: Some(matches) }
+}
+
+fn answers(texts: &[&str]) -> Vec<(u64, Option<String>)> {
+    (1..).zip(texts.iter().map(|t| Some((*t).to_owned()))).collect()
+}
+
+#[test]
+fn a_check_that_ends_in_any_other_way_is_wrong_and_is_not_left_out() {
+    // The reference drops checks that raise something whose name lacks "error" from the mean.
+    let task = task(TaskKind::Induction, 10);
+    let stop = Outcome::Exception { class: "StopIteration".into(), message: String::new() };
+    for bad in [stop, Outcome::TimeoutCpu, Outcome::Crash, Outcome::OutputTooLarge, equal(false)] {
+        for (rule, expected) in [(InductionReward::Binary, 0.0), (InductionReward::Accuracy, 0.8)] {
+            let (mut judge, mut outbox) = (Judge::new(rule), VecDeque::new());
+            assert!(judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox).is_empty());
+            let (tag, _) = outbox.pop_front().expect("it is executed");
+            let grades =
+                judge.on_verdict(tag, &verdict(vec![equal(true), equal(true), bad.clone(), equal(true), equal(true)]));
+            assert_eq!(grades.iter().map(|g| g.accuracy).collect::<Vec<_>>(), [expected], "{bad}");
+        }
+    }
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::AnyCorrect), VecDeque::new());
+    judge.submit(&task, &answers(&["import os"]), &mut outbox);
+    let rejected = Verdict { rejection: Some(Rejection::Policy("module os".into())), ..verdict(Vec::new()) };
+    assert_eq!(judge.on_verdict(1, &rejected)[0].accuracy, 0.0);
+}
+
+#[test]
+fn induction_is_judged_by_the_hidden_pairs_alone() {
+    let task = task(TaskKind::Induction, 10);
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary), VecDeque::new());
+    judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox);
+    let calls: Vec<String> = outbox[0].1.calls.iter().map(|c| c.args.clone()).collect();
+    assert_eq!(calls, ["5", "6", "7", "8", "9"]);
+}
+
+#[test]
+fn answers_never_become_code() {
+    // All three earned full marks from the reference.
+    let abduction = task(TaskKind::Abduction, 1);
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary), VecDeque::new());
+    let hack = "0) or True or f(0";
+    judge.submit(&abduction, &answers(&[hack, hack]), &mut outbox);
+    let (tag, request) = outbox.pop_front().expect("it is executed");
+    assert_eq!(
+        (request.program.as_str(), request.calls.len()),
+        (abduction.program.as_str(), 1),
+        "equal answers run once"
+    );
+    assert_eq!((request.calls[0].args.as_str(), request.calls[0].expect.as_deref()), (hack, Some("'0'")));
+    let grades = judge.on_verdict(tag, &verdict(vec![Outcome::BadArgs("not a literal".into())]));
+    assert_eq!(grades.iter().map(|g| (g.id, g.accuracy)).collect::<Vec<_>>(), [(1, 0.0), (2, 0.0)]);
+    let deduction = task(TaskKind::Deduction, 1);
+    let grades = judge.submit(&deduction, &answers(&["eval(gold_output)", "gold_output", "'0'", "\"0\""]), &mut outbox);
+    assert_eq!(grades.iter().map(|g| g.accuracy).collect::<Vec<_>>(), [0.0, 0.0, 1.0, 1.0]);
+}
+
+fn completion(id: u64, num_tokens: usize) -> Completion {
+    let (tokens, logprobs) = (vec![7; num_tokens], vec![-1.0; num_tokens]);
+    Completion { id, tokens, logprobs, entropy: 1.0, finish: Finish::Stop }
+}
+
+fn graded(id: u64, accuracy: f64) -> Attempt {
+    let grade = Some(Grade { id, accuracy, detail: String::new() });
+    Attempt { id, completion: Some(completion(id, 3)), format_ok: false, answer: None, grade }
+}
+
+/// A round with four proposals and four solutions of each of two types; all solutions of deduction fail alike.
+fn round() -> Round {
+    let mut round = Round::default();
+    let prompt: Arc<[u32]> = Arc::new([1, 2, 3]);
+    for kind in [TaskKind::Abduction, TaskKind::Deduction] {
+        for i in 0..4 {
+            let (propose, solve) = (Config { kind, role: Role::Propose }, Config { kind, role: Role::Solve });
+            let id = sequence_id(1, propose, i, 0);
+            round.propose(id, propose, Shown::default(), prompt.clone());
+            let p = round.proposals.last_mut().expect("just added");
+            p.completion = Some(completion(id, 5 + i));
+            p.format_ok = i != 3;
+            if i > 0 {
+                p.task = Some(Arc::new(task(kind, 1)));
+                // Probes are in bad format, and count by their answers all the same.
+                p.probes = (1..=4).map(|j| graded(id + j, f64::from(u8::from(j <= i as u64)))).collect();
+                p.probe_prompt = Some(prompt.clone());
+            }
+            let id = sequence_id(1, solve, i, 0);
+            round.solve(id, solve, Arc::new(task(kind, 1)), prompt.clone());
+            let right = if kind == TaskKind::Deduction { 0.0 } else { (i % 2) as f64 };
+            round.solves.last_mut().expect("just added").attempt = Attempt { format_ok: true, ..graded(id, right) };
+        }
+    }
+    round
+}
+
+#[test]
+fn proposals_earn_by_their_probes_which_are_not_trained_on() {
+    let round = round();
+    let config = SelfPlayConfig::default();
+    let all = samples(&round, &Seen::default(), &config);
+    assert_eq!(all.len(), 16, "one sample per prompt, no probe");
+    let rewards = |config: Config| all.iter().filter(|s| s.config == config).map(|s| s.reward).collect::<Vec<_>>();
+    let propose = Config { kind: TaskKind::Abduction, role: Role::Propose };
+    // Invalid; solved by 1 and 2 of 4; valid in bad format.
+    assert_eq!(rewards(propose), [-1.0, 0.75, 0.5, -1.0]);
+    assert!(round.proposals[3].task.is_some(), "and stays a task");
+    let with_probes = SelfPlayConfig { train_on_probes: true, ..config };
+    assert_eq!(samples(&round, &Seen::default(), &with_probes).len(), 16 + 2 * 3 * 4);
+}
+
+#[test]
+fn every_task_type_and_role_has_a_baseline_of_its_own() {
+    let round = round();
+    let all = samples(&round, &Seen::default(), &SelfPlayConfig::default());
+    let configs: BTreeSet<Config> = all.iter().map(|s| s.config).collect();
+    assert_eq!(configs.len(), 4);
+    for which in configs {
+        let of: Vec<_> = all.iter().filter(|s| s.config == which).collect();
+        let weighted: f64 = of.iter().map(|s| s.advantage * s.completion.tokens.len() as f64).sum();
+        assert!(weighted.abs() < 1e-9, "{which}: the token-weighted mean is 0");
+        // One baseline for all would blame deduction's solutions, which are all alike.
+        let alike = which == Config { kind: TaskKind::Deduction, role: Role::Solve };
+        assert_eq!(of.iter().all(|s| s.advantage == 0.0), alike, "{which}");
+    }
+}
+
+fn rules(codec: &Codec, max_prompt: usize) -> Rules {
+    let stop: Arc<[u32]> = codec.special_ids(&["<|end|>"]).collect();
+    Rules {
+        format: Format::Compact,
+        parse: parse::Rules { function_rule: FunctionRule::Any, seeding: false },
+        num_probes: 4,
+        temperature: 1.0,
+        max_prompt,
+        context: 512,
+        duplicates: Duplicates::Allow,
+        induction_reward: InductionReward::Binary,
+        max_response: [64, 64],
+        stop_tokens: Config::ALL.map(|_| stop.clone()).into(),
+    }
+}
+
+#[test]
+fn a_prompt_that_is_too_long_loses_references_and_not_the_batch() {
+    let codec = Codec::new(Arc::new(Tokenizer::embedded()), Format::Compact, None).expect("the embedded vocabulary");
+    let mut buffers = Buffers::new(99);
+    for i in 0..12 {
+        let long =
+            format!("def f(x):\n    return {}", (0..=i).map(|n| format!("x + {n}")).collect::<Vec<_>>().join(" + "));
+        buffers.push(Arc::new(Task { program: long, ..task(TaskKind::Deduction, 1) }));
+    }
+    let config = SelfPlayConfig::default();
+    let proposed = |max_prompt| {
+        let rules = rules(&codec, max_prompt);
+        let prompter = Prompter { codec: &codec, rules: &rules, config: &config, buffers: &buffers, seed: 3 };
+        let mut round = Round::default();
+        let left_out = prompter.proposals(&mut round, TaskKind::Deduction, 1, 8);
+        assert!(round.proposals.iter().all(|p| p.prompt.len() <= max_prompt));
+        let references: Vec<usize> = round.proposals.iter().map(|p| p.references.len()).collect();
+        (left_out, references)
+    };
+    assert_eq!(proposed(500), (0, vec![6; 8]));
+    let (left_out, references) = proposed(120);
+    assert!(left_out == 0 && references.iter().all(|n| *n < 6) && references.iter().any(|n| *n > 0), "{references:?}");
+    assert_eq!(proposed(1).0, 8, "counted when not even a bare prompt fits");
+}
+
+#[test]
+fn induction_programs_come_from_abduction_and_deduction_alike() {
+    let mut buffers = Buffers::new(99);
+    for (kind, name) in [(TaskKind::Abduction, "a"), (TaskKind::Deduction, "d"), (TaskKind::Induction, "i")] {
+        buffers.push(Arc::new(Task { message: name.into(), ..task(kind, 1) }));
+    }
+    let mut rng = Rng::new(1, Purpose::Test, 0, 0);
+    let drawn: BTreeSet<String> =
+        (0..64).map(|_| buffers.induction_source(&mut rng).expect("there are two").message.clone()).collect();
+    assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["a", "d"]);
+    assert!(Buffers::new(1).induction_source(&mut rng).is_none());
+}
