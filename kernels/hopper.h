@@ -1,5 +1,6 @@
 // What sm_90a adds: mbarriers, the tensor memory accelerator (TMA), clusters, warpgroup products
-// (wgmma) and register reallocation. Included by prims.h; on the device only sm_90a code may use it.
+// (wgmma) and register reallocation. Included by prims.h; on the device only sm_90a code may use
+// it.
 #pragma once
 
 #if !defined(__CUDACC__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -10,19 +11,20 @@
 
 #if HAVE_HOPPER
 
-// ---------------------------------------------------------------------------------------------------
-// mbarriers: a phase ends when `count` arrivals and all expected bytes have come. Phases alternate in
-// parity, beginning with 0; waiting for parity p returns when a phase of parity p has ended, so waiting
-// for parity 1 on a fresh barrier returns at once.
+// ------------------------------------------------------------------------------------------------
+// mbarriers: a phase ends when `count` arrivals and all expected bytes have come. Phases alternate
+// in parity, beginning with 0; waiting for parity p returns when a phase of parity p has ended, so
+// waiting for parity 1 on a fresh barrier returns at once.
 
 DEV void mbar_init(u64* bar, int count) {
-  PRIM(asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(bar)), "r"(count)
-                    : "memory"),
+  PRIM(asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(smem_addr(bar)),
+                    "r"(count) : "memory"),
        emu::mbar_init(emu::smem_addr(bar), count));
 }
-// After the inits of a thread, before its block (or cluster) synchronises: shows them to TMA and peers.
+// After the inits of a thread, before its block (or cluster) synchronises: shows them to TMA and
+// peers.
 DEV void mbar_fence_init() {
-  PRIM(asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"), emu::mbar_fence_init());
+  PRIM(asm volatile("fence.mbarrier_init.release.cluster;" :: : "memory"), emu::mbar_fence_init());
 }
 DEV void mbar_arrive(u64* bar SITE) {
   PRIM(asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(smem_addr(bar)) : "memory"),
@@ -31,8 +33,7 @@ DEV void mbar_arrive(u64* bar SITE) {
 // Arrives, and adds to the bytes that the phase waits for.
 DEV void mbar_arrive_expect(u64* bar, u32 bytes SITE) {
   PRIM(asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(smem_addr(bar)),
-                    "r"(bytes)
-                    : "memory"),
+                    "r"(bytes) : "memory"),
        emu::mbar_arrive(emu::smem_addr(bar), bytes, site));
 }
 // Arrives at the barrier at the same place in block `rank` of the cluster.
@@ -40,16 +41,14 @@ DEV void mbar_arrive_remote(u64* bar, u32 rank SITE) {
   PRIM(asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
                     "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n}" ::"r"(
                         smem_addr(bar)),
-                    "r"(rank)
-                    : "memory"),
+                    "r"(rank) : "memory"),
        emu::mbar_arrive(emu::peer_addr(emu::smem_addr(bar), rank), 0, site));
 }
 DEV void mbar_wait(u64* bar, u32 parity SITE) {
   PRIM(asm volatile("{\n.reg .pred done;\nwait:\n"
                     "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
                     "@!done bra.uni wait;\n}" ::"r"(smem_addr(bar)),
-                    "r"(parity)
-                    : "memory"),
+                    "r"(parity) : "memory"),
        emu::mbar_wait(emu::smem_addr(bar), parity, site));
 }
 // As mbar_wait, when blocks of the cluster arrive at it.
@@ -57,29 +56,28 @@ DEV void mbar_wait_cluster(u64* bar, u32 parity SITE) {
   PRIM(asm volatile("{\n.reg .pred done;\nwait:\n"
                     "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
                     "@!done bra.uni wait;\n}" ::"r"(smem_addr(bar)),
-                    "r"(parity)
-                    : "memory"),
+                    "r"(parity) : "memory"),
        emu::mbar_wait(emu::smem_addr(bar), parity, site));
 }
 
-// ---------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 // Asynchronous proxy
 
-// Orders this thread's ordinary accesses to shared memory before later asynchronous ones (TMA, wgmma).
+// Orders this thread's ordinary accesses to shared memory before later asynchronous ones (TMA,
+// wgmma).
 DEV void fence_proxy_async() {
-  PRIM(asm volatile("fence.proxy.async.shared::cta;" ::: "memory"), emu::fence_proxy_async());
+  PRIM(asm volatile("fence.proxy.async.shared::cta;" :: : "memory"), emu::fence_proxy_async());
 }
 // Brings a TensorMap parameter into the cache.
 DEV void prefetch_map(const TensorMap* map) {
   PRIM(asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"), (void)map);
 }
-// Loads the map's box at column x, row y to `dst` (1024-byte aligned) and reports its bytes to `bar`.
-// Elements outside the matrix are zero.
+// Loads the map's box at column x, row y to `dst` (1024-byte aligned) and reports its bytes to
+// `bar`. Elements outside the matrix are zero.
 DEV void tma_load_2d(void* dst, const TensorMap* map, int x, int y, u64* bar SITE) {
   PRIM(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                     "[%0], [%1, {%3, %4}], [%2];" ::"r"(smem_addr(dst)),
-                    "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y)
-                    : "memory"),
+                    "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y) : "memory"),
        emu::tma_load(emu::smem_addr(dst), map, x, y, emu::smem_addr(bar), 0, site));
 }
 // The same into every block of the cluster whose bit is set in `blocks`, each with its own barrier.
@@ -87,28 +85,25 @@ DEV void tma_load_2d_multicast(void* dst, const TensorMap* map, int x, int y, u6
                                u32 blocks SITE) {
   PRIM(asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                     ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(smem_addr(dst)),
-                    "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "h"((u16)blocks)
-                    : "memory"),
+                    "l"(map), "r"(smem_addr(bar)), "r"(x), "r"(y), "h"((u16)blocks) : "memory"),
        emu::tma_load(emu::smem_addr(dst), map, x, y, emu::smem_addr(bar), blocks, site));
 }
 // Copies `bytes` (a multiple of 16) of global memory to shared memory and reports them to `bar`.
 DEV void bulk_load(void* dst, const void* src, u32 bytes, u64* bar SITE) {
   PRIM(asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], "
                     "%3, [%2];" ::"r"(smem_addr(dst)),
-                    "l"(src), "r"(smem_addr(bar)), "r"(bytes)
-                    : "memory"),
+                    "l"(src), "r"(smem_addr(bar)), "r"(bytes) : "memory"),
        emu::bulk_load(emu::smem_addr(dst), src, bytes, emu::smem_addr(bar), site));
 }
 // Stores a box of shared memory; elements outside the matrix are dropped.
 DEV void tma_store_2d(const TensorMap* map, int x, int y, const void* src SITE) {
-  PRIM(asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(
-                        map),
-                    "r"(smem_addr(src)), "r"(x), "r"(y)
-                    : "memory"),
+  PRIM(asm volatile(
+           "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%2, %3}], [%1];" ::"l"(map),
+           "r"(smem_addr(src)), "r"(x), "r"(y) : "memory"),
        emu::tma_store(map, x, y, emu::smem_addr(src), site));
 }
 DEV void bulk_commit() {
-  PRIM(asm volatile("cp.async.bulk.commit_group;" ::: "memory"), emu::bulk_commit());
+  PRIM(asm volatile("cp.async.bulk.commit_group;" :: : "memory"), emu::bulk_commit());
 }
 // Waits until at most `pending` groups of this thread's stores still read shared memory.
 template <int pending>
@@ -117,7 +112,7 @@ DEV void bulk_wait_read() {
        emu::bulk_wait(pending));
 }
 
-// ---------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 // Clusters
 
 DEV u32 cluster_rank() {
@@ -127,31 +122,29 @@ DEV u32 cluster_rank() {
 }
 // Barrier over all threads of the cluster; earlier writes are visible after it.
 DEV void cluster_sync(SITE_ONLY) {
-  PRIM(asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
-                        : "memory"),
+  PRIM(asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire."
+                    "aligned;" :: : "memory"),
        emu::cluster_sync(site));
 }
 // A float at the same place in the shared memory of block `rank`.
 DEV float load_peer(const float* p, u32 rank) {
   float r;
   PRIM(asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %1, %2;\n"
-                    "ld.shared::cluster.f32 %0, [remote];\n}"
-                    : "=f"(r)
-                    : "r"(smem_addr(p)), "r"(rank)
-                    : "memory"),
+                    "ld.shared::cluster.f32 %0, [remote];\n}" : "=f"(r) : "r"(smem_addr(p)),
+                    "r"(rank) : "memory"),
        r = *(const float*)emu::smem_ptr(emu::peer_addr(emu::smem_addr(p), rank), 4));
   return r;
 }
 
-// ---------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 // Launches that overlap: lets the next kernel of the stream start, or waits for the one before.
 
 DEV void grid_release() {
-  PRIM(asm volatile("griddepcontrol.launch_dependents;" ::: "memory"), (void)0);
+  PRIM(asm volatile("griddepcontrol.launch_dependents;" :: : "memory"), (void)0);
 }
-DEV void grid_wait() { PRIM(asm volatile("griddepcontrol.wait;" ::: "memory"), (void)0); }
+DEV void grid_wait() { PRIM(asm volatile("griddepcontrol.wait;" :: : "memory"), (void)0); }
 
-// ---------------------------------------------------------------------------------------------------
+// ------------------------------------------------------------------------------------------------
 // Warpgroups: four warps, the first a multiple of four.
 
 // Gives registers back, or takes them; every warp of the warpgroup must call it.
@@ -166,10 +159,10 @@ DEV void registers_claim() {
 
 // Before the first product, and again before a product that follows ordinary use of its registers.
 DEV void wgmma_fence() {
-  PRIM(asm volatile("wgmma.fence.sync.aligned;" ::: "memory"), emu::wgmma_fence());
+  PRIM(asm volatile("wgmma.fence.sync.aligned;" :: : "memory"), emu::wgmma_fence());
 }
 DEV void wgmma_commit() {
-  PRIM(asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"), emu::wgmma_commit());
+  PRIM(asm volatile("wgmma.commit_group.sync.aligned;" :: : "memory"), emu::wgmma_commit());
 }
 // Waits until at most `pending` groups of products are under way.
 template <int pending>
@@ -178,35 +171,39 @@ DEV void wgmma_wait(SITE_ONLY) {
        emu::wgmma_wait(pending, site));
 }
 
-// Operand in shared memory with rows of 128 bytes, 128-byte swizzle (chunk c of 16 bytes of row r lies
-// at c ^ (r % 8)), groups of 8 rows 1024 bytes apart.
-// K-major: a row is 64 elements of K of one M (or N) index. The next 16 of K: add 32 to the address.
+// Operand in shared memory with rows of 128 bytes, 128-byte swizzle (chunk c of 16 bytes of row r
+// lies at c ^ (r % 8)), groups of 8 rows 1024 bytes apart. K-major: a row is 64 elements of K of
+// one M (or N) index. The next 16 of K: add 32 to the address.
 DEV u64 wgmma_desc(u32 addr) {
   return (u64)((addr & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
 }
-// M- or N-major: a row is 64 M (or N) indices of one K; blocks of 64 indices lie `block_bytes` apart.
-// The next 16 of K: add 2048 to the address.
+// M- or N-major: a row is 64 M (or N) indices of one K; blocks of 64 indices lie `block_bytes`
+// apart. The next 16 of K: add 2048 to the address.
 DEV u64 wgmma_desc_mn(u32 addr, u32 block_bytes) {
   return (u64)((addr & 0x3ffff) >> 4) | (u64)(block_bytes >> 4) << 16 | 64ull << 32 | 1ull << 62;
 }
 
-// d (+)= a b^T: a is 64 x 16, b is n x 16 (bf16), d 64 x n (f32); without `accumulate` d starts from 0.
-// Warp w of the warpgroup holds rows 16 w..; with g = lane / 4, q = 2 (lane % 4): d[4 j] and d[4 j + 1]
-// are row g, columns 8 j + q and the next; d[4 j + 2], d[4 j + 3] row g + 8. `a_mn`, `b_mn`: 1 when the
-// operand is M- or N-major. wgmma_rs takes a from registers, laid out as mma_m16n8k16's.
+// d (+)= a b^T: a is 64 x 16, b is n x 16 (bf16), d 64 x n (f32); without `accumulate` d starts
+// from 0. Warp w of the warpgroup holds rows 16 w..; with g = lane / 4, q = 2 (lane % 4): d[4 j]
+// and d[4 j + 1] are row g, columns 8 j + q and the next; d[4 j + 2], d[4 j + 3] row g + 8. `a_mn`,
+// `b_mn`: 1 when the operand is M- or N-major. wgmma_rs takes a from registers, laid out as
+// mma_m16n8k16's.
 
-#define WGMMA_SS(n, regs, outs, a, b, p, ta, tb)                                                    \
-  asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" #p ", 0;\n"                                \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" regs "}, %" #a ", %" #b \
-               ", acc, 1, 1, %" #ta ", %" #tb ";\n}"                                               \
-               : outs                                                                               \
+#define WGMMA_SS(n, regs, outs, a, b, p, ta, tb)                                           \
+  asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" #p                                 \
+               ", 0;\n"                                                                    \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" regs "}, %" #a \
+               ", %" #b ", acc, 1, 1, %" #ta ", %" #tb ";\n}"                              \
+               : outs                                                                      \
                : "l"(da), "l"(db), "r"((int)accumulate), "n"(a_mn), "n"(b_mn))
-#define WGMMA_RS(n, regs, outs, a0, a1, a2, a3, b, p, tb)                                           \
-  asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" #p ", 0;\n"                                \
-               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" regs "}, {%" #a0        \
-               ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", acc, 1, 1, %" #tb ";\n}"                 \
-               : outs                                                                               \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db), "r"((int)accumulate), "n"(b_mn))
+#define WGMMA_RS(n, regs, outs, a0, a1, a2, a3, b, p, tb)                                    \
+  asm volatile("{\n.reg .pred acc;\nsetp.ne.b32 acc, %" #p                                   \
+               ", 0;\n"                                                                      \
+               "wgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16.bf16 {" regs "}, {%" #a0 \
+               ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #b ", acc, 1, 1, %" #tb ";\n}"           \
+               : outs                                                                        \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(db), "r"((int)accumulate),  \
+                 "n"(b_mn))
 
 #define WGMMA_R0 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define WGMMA_R8 "%8, %9, %10, %11, %12, %13, %14, %15"
@@ -224,8 +221,8 @@ DEV u64 wgmma_desc_mn(u32 addr, u32 block_bytes) {
 #define WGMMA_R104 "%104, %105, %106, %107, %108, %109, %110, %111"
 #define WGMMA_R112 "%112, %113, %114, %115, %116, %117, %118, %119"
 #define WGMMA_R120 "%120, %121, %122, %123, %124, %125, %126, %127"
-#define WGMMA_D8(i)                                                                             \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),   \
+#define WGMMA_D8(i)                                                                           \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 #define WGMMA_RS0 WGMMA_R0
 #define WGMMA_DS0 WGMMA_D8(0)
@@ -290,7 +287,8 @@ DEV void wgmma_ss(float (&d)[n / 2], u64 da, u64 db, bool accumulate SITE) {
   else
     static_assert(n < 0, "a width without a wrapper");
 #else
-  emu::wgmma(d, n, emu::Operand{nullptr, da, a_mn}, emu::Operand{nullptr, db, b_mn}, accumulate, site);
+  emu::wgmma(d, n, emu::Operand{nullptr, da, a_mn}, emu::Operand{nullptr, db, b_mn}, accumulate,
+             site);
 #endif
 }
 

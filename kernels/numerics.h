@@ -1,5 +1,5 @@
-// Elementary functions, reductions and random numbers: bit for bit those of src/compute/cpu/math.rs and
-// src/base/rng.rs (tests/kernels/numerics.rs compares them). Included by prims.h.
+// Elementary functions, reductions and random numbers: bit for bit those of src/compute/cpu/math.rs
+// and src/base/rng.rs (tests/kernels/numerics.rs compares them). Included by prims.h.
 #pragma once
 
 // e^x within 2 ulp for x in -87..88; below that 0, above that saturated.
@@ -61,8 +61,8 @@ DEV float warp_max(float x SITE) {
   return x;
 }
 
-// Sum over a block of `warps` warps, in every thread; `scratch` has a float for each warp. Warps are
-// added in order. The scratch may be reused after the block's next barrier.
+// Sum over a block of `warps` warps, in every thread; `scratch` has a float for each warp. Warps
+// are added in order. The scratch may be reused after the block's next barrier.
 template <int warps>
 DEV float block_sum(float x, float* scratch SITE) {
   x = warp_sum(x PASS);
@@ -70,7 +70,8 @@ DEV float block_sum(float x, float* scratch SITE) {
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
   if (!PLANTED(block_sum_no_barrier)) block_sync(PASS_ONLY);
   float sum = scratch[0];
-  UNROLL for (int w = 1; w < warps; w++) sum += scratch[w];
+  UNROLL for (int w = 1; w < warps; w++)
+    sum += scratch[w];
   return sum;
 }
 

@@ -1,7 +1,7 @@
 // Sums over rows in a fixed order: columns of a matrix (the gradient of a bias) and partial sums.
 //
-// The order depends on the number of rows alone: blocks of rows in order, then their partial sums in
-// PARTIAL_GROUPS interleaved groups, then the groups in order.
+// The order depends on the number of rows alone: blocks of rows in order, then their partial sums
+// in PARTIAL_GROUPS interleaved groups, then the groups in order.
 #include "prims.h"
 
 const int THREADS = 128;
@@ -9,14 +9,17 @@ const int THREADS = 128;
 const int SUM_ROWS = 64;
 const int PARTIAL_GROUPS = 16;
 
-// partial[b][n] = sum of rows 64 b.. of dy in order. A thread has 8 of the n columns (a multiple of 8).
-KERNEL(THREADS, column_sums)(const bf16* dy_tn, float* partial, int num_rows, int n) {
+// partial[b][n] = sum of rows 64 b.. of dy in order. A thread has 8 of the n columns (a multiple of
+// 8).
+KERNEL(THREADS, column_sums)
+(const bf16* dy_tn, float* partial, int num_rows, int n) {
   int column = (blockIdx.x * THREADS + threadIdx.x) * 8;
   if (column >= n) return;
   int first = blockIdx.y * SUM_ROWS;
   int end = first + SUM_ROWS + (PLANTED(reduce_row_overlap) ? 1 : 0);
   float sum[8];
-  UNROLL for (int e = 0; e < 8; e++) sum[e] = 0.0f;
+  UNROLL for (int e = 0; e < 8; e++)
+    sum[e] = 0.0f;
   for (int t = first; t < end && t < num_rows; t++) {
     U32x4 q = load_const16(dy_tn + (u64)t * n + column);
     UNROLL for (int e = 0; e < 4; e++) {
@@ -25,13 +28,15 @@ KERNEL(THREADS, column_sums)(const bf16* dy_tn, float* partial, int num_rows, in
     }
   }
   float* to = partial + (u64)blockIdx.y * n + column;
-  UNROLL for (int e = 0; e < 8; e++) to[e] = sum[e];
+  UNROLL for (int e = 0; e < 8; e++)
+    to[e] = sum[e];
 }
 EXPORT(column_sums)
 
-// out[n] += sum over b of partial[b][n]. A block has 32 columns and 16 groups; group g adds the sums
-// g, g + 16, g + 32 and so on, in order.
-KERNEL(32 * PARTIAL_GROUPS, add_partials)(const float* partial, float* out, int num_partials, int n) {
+// out[n] += sum over b of partial[b][n]. A block has 32 columns and 16 groups; group g adds the
+// sums g, g + 16, g + 32 and so on, in order.
+KERNEL(32 * PARTIAL_GROUPS, add_partials)
+(const float* partial, float* out, int num_partials, int n) {
   SHARED(float, sums, 32 * PARTIAL_GROUPS);
   int lane = threadIdx.x % 32, group = threadIdx.x / 32;
   int column = blockIdx.x * 32 + lane;

@@ -1,8 +1,8 @@
 // RMSNorm with residual add, and its backward pass.
 //
-// T rows of D (a multiple of 8, at most 5120) bf16. One block of 128 threads takes a row; thread t has elements
-// 8 (t + 128 i).. in registers. Order of a row's sum: a thread's elements in order, the 32 lanes in a
-// tree, the 4 warps in order: it depends on D alone.
+// T rows of D (a multiple of 8, at most 5120) bf16. One block of 128 threads takes a row; thread t
+// has elements 8 (t + 128 i).. in registers. Order of a row's sum: a thread's elements in order,
+// the 32 lanes in a tree, the 4 warps in order: it depends on D alone.
 #include "prims.h"
 
 const int THREADS = 128;
@@ -25,13 +25,14 @@ DEV void load_eight(float (&x)[8], const bf16* row, int i, int d) {
 DEV void store_eight(bf16* row, const float (&x)[8], int i, int d) {
   if (i * 8 >= d) return;
   U32x4 q;
-  UNROLL for (int e = 0; e < 4; e++) q.v[e] = pack_bf16(x[2 * e], x[2 * e + 1]);
+  UNROLL for (int e = 0; e < 4; e++)
+    q.v[e] = pack_bf16(x[2 * e], x[2 * e + 1]);
   store16(row + i * 8, q);
 }
 
 template <bool add>
-DEV void forward(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td, float* rstd_t, int d,
-                 float eps) {
+DEV void forward(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td, float* rstd_t,
+                 int d, float eps) {
   SHARED(float, scratch, WARPS);
   u64 at = (u64)blockIdx.x * d;
   float x[EIGHTS][8];
@@ -44,10 +45,12 @@ DEV void forward(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td, 
       float delta[8];
       load_eight(delta, delta_td + at, eight, d);
       // The norm sees the stream as it is stored.
-      UNROLL for (int e = 0; e < 8; e++) x[i][e] = to_f32(to_bf16(x[i][e] + delta[e]));
+      UNROLL for (int e = 0; e < 8; e++)
+        x[i][e] = to_f32(to_bf16(x[i][e] + delta[e]));
       store_eight(x_td + at, x[i], eight, d);
     }
-    UNROLL for (int e = 0; e < 8; e++) sum = fma_f32(x[i][e], x[i][e], sum);
+    UNROLL for (int e = 0; e < 8; e++)
+      sum = fma_f32(x[i][e], x[i][e], sum);
   }
   sum = block_sum<WARPS>(sum, scratch);
   float rstd = rsqrt_f32(div_f32(sum, (float)d) + eps);
@@ -57,34 +60,37 @@ DEV void forward(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td, 
     if (i * THREADS * 8 >= d) break;
     float w[8], y[8];
     load_eight(w, w_d, PLANTED(rmsnorm_weight_index) ? 0 : eight, d);
-    UNROLL for (int e = 0; e < 8; e++) y[e] = x[i][e] * rstd * w[e];
+    UNROLL for (int e = 0; e < 8; e++)
+      y[e] = x[i][e] * rstd * w[e];
     store_eight(y_td + at, y, eight, d);
   }
 }
 
 // y = x / rms(x) * w; rstd keeps 1 / rms.
-KERNEL(THREADS, rmsnorm_forward)(const bf16* x_td, const bf16* w_d, bf16* y_td, float* rstd_t, int d,
-                                 float eps) {
+KERNEL(THREADS, rmsnorm_forward)
+(const bf16* x_td, const bf16* w_d, bf16* y_td, float* rstd_t, int d, float eps) {
   forward<false>((bf16*)x_td, nullptr, w_d, y_td, rstd_t, d, eps);
 }
 EXPORT(rmsnorm_forward)
 
 // x += delta, then as rmsnorm_forward.
-KERNEL(THREADS, rmsnorm_add_forward)(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td,
-                                     float* rstd_t, int d, float eps) {
+KERNEL(THREADS, rmsnorm_add_forward)
+(bf16* x_td, const bf16* delta_td, const bf16* w_d, bf16* y_td, float* rstd_t, int d, float eps) {
   forward<true>(x_td, delta_td, w_d, y_td, rstd_t, d, eps);
 }
 EXPORT(rmsnorm_add_forward)
 
 // dx += gradient of the input; partial[block][d] = sum over the block's rows, in order, of
 // dy x rstd (add_partials adds them to the weight's gradient).
-KERNEL(THREADS, rmsnorm_backward)(const bf16* x_td, const bf16* w_d, const float* rstd_t,
-                                  const bf16* dy_td, bf16* dx_td, float* partial, int num_rows, int d) {
+KERNEL(THREADS, rmsnorm_backward)
+(const bf16* x_td, const bf16* w_d, const float* rstd_t, const bf16* dy_td, bf16* dx_td,
+ float* partial, int num_rows, int d) {
   SHARED(float, scratch, WARPS);
   int first = blockIdx.x * BACKWARD_ROWS;
   float dw[EIGHTS][8];
   UNROLL for (int i = 0; i < EIGHTS; i++) {
-    UNROLL for (int e = 0; e < 8; e++) dw[i][e] = 0.0f;
+    UNROLL for (int e = 0; e < 8; e++)
+      dw[i][e] = 0.0f;
   }
   for (int t = first; t < first + BACKWARD_ROWS && t < num_rows; t++) {
     u64 at = (u64)t * d;
@@ -112,7 +118,8 @@ KERNEL(THREADS, rmsnorm_backward)(const bf16* x_td, const bf16* w_d, const float
       load_eight(dy, dy_td + at, eight, d);
       load_eight(w, w_d, eight, d);
       load_eight(dx, dx_td + at, eight, d);
-      UNROLL for (int e = 0; e < 8; e++) dx[e] += rstd * (dy[e] * w[e] - x[e] * c);
+      UNROLL for (int e = 0; e < 8; e++)
+        dx[e] += rstd * (dy[e] * w[e] - x[e] * c);
       store_eight(dx_td + at, dx, eight, d);
     }
     if (!PLANTED(rmsnorm_scratch_reuse)) block_sync();  // The scratch is free for the next row.

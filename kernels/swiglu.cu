@@ -20,7 +20,8 @@ DEV Gradient gated_backward(float gate, float up, float dh) {
 }
 
 // h = silu(gate) up.
-KERNEL(THREADS, swiglu_forward)(const bf16* gate_up, bf16* h_tf, int num_rows, int f) {
+KERNEL(THREADS, swiglu_forward)
+(const bf16* gate_up, bf16* h_tf, int num_rows, int f) {
   u64 index = (u64)blockIdx.x * THREADS + threadIdx.x;
   u32 eights = f / 8;
   u64 row = index / eights;
@@ -38,8 +39,8 @@ KERNEL(THREADS, swiglu_forward)(const bf16* gate_up, bf16* h_tf, int num_rows, i
 EXPORT(swiglu_forward)
 
 // Gradient of gate and up from that of h.
-KERNEL(THREADS, swiglu_backward)(const bf16* gate_up, const bf16* dh_tf, bf16* dgate_up, int num_rows,
-                                 int f) {
+KERNEL(THREADS, swiglu_backward)
+(const bf16* gate_up, const bf16* dh_tf, bf16* dgate_up, int num_rows, int f) {
   u64 index = (u64)blockIdx.x * THREADS + threadIdx.x;
   u32 eights = f / 8;
   u64 row = index / eights;

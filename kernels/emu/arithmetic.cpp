@@ -1,10 +1,10 @@
 // Arithmetic of the tensor cores.
 //
-// PLAIN: f32 multiply-adds in the order of k. HOPPER and AMPERE follow MMA-Sim (Xie et al., "MMA-Sim:
-// bit-accurate reference model of tensor cores"): the 16 products and the accumulator are aligned to
-// the largest exponent among them (of a product: the sum of its factors' exponents), each is truncated
-// to 25 (Ampere: 24) fraction bits, they are added exactly, and the sum is truncated to f32. Ampere does
-// this for 8 products at a time, Hopper for 16.
+// PLAIN: f32 multiply-adds in the order of k. HOPPER and AMPERE follow MMA-Sim (Xie et al.,
+// "MMA-Sim: bit-accurate reference model of tensor cores"): the 16 products and the accumulator are
+// aligned to the largest exponent among them (of a product: the sum of its factors' exponents),
+// each is truncated to 25 (Ampere: 24) fraction bits, they are added exactly, and the sum is
+// truncated to f32. Ampere does this for 8 products at a time, Hopper for 16.
 #include <math.h>
 #include <string.h>
 
@@ -28,7 +28,8 @@ static float truncate(double x) {
 }
 
 // One sum, for any exponents.
-static float sum_scalar(const float* a, const float* b, int stride, float c, int count, int fraction) {
+static float sum_scalar(const float* a, const float* b, int stride, float c, int count,
+                        int fraction) {
   double plain = c;
   for (int k = 0; k < count; k++) plain += (double)a[k] * b[k * stride];
   if (isnan(plain)) return float_of(0x7fffffff);
@@ -52,8 +53,8 @@ static int vector_exponent(float x, bool& wild) {
 }
 
 // One row: d[j] for all j. `eb` holds the exponents of b.
-static void sum_row(const float* a, const int* ea, const float* b, const int* eb, float* d, int cols,
-                    int count, int fraction) {
+static void sum_row(const float* a, const int* ea, const float* b, const int* eb, float* d,
+                    int cols, int count, int fraction) {
   int top[MAX_COLS];
   int sum[MAX_COLS] = {};
   float scale[MAX_COLS];
@@ -90,8 +91,8 @@ static void sum_row(const float* a, const int* ea, const float* b, const int* eb
 
 static void model_products(int rows, int cols, const float* a, const float* b, float* d, int stride,
                            int from, int count, int fraction) {
-  static thread_local int eb[16 * MAX_COLS];
-  static thread_local float packed[16 * MAX_COLS];
+  int eb[16 * MAX_COLS];
+  float packed[16 * MAX_COLS];
   bool wild_b = false;
   for (int k = 0; k < count; k++) {
     for (int j = 0; j < cols; j++) {
@@ -114,7 +115,8 @@ static void model_products(int rows, int cols, const float* a, const float* b, f
       sum_row(row, ea, packed, eb, out, cols, count, fraction);
       continue;
     }
-    for (int j = 0; j < cols; j++) out[j] = sum_scalar(row, packed + j, cols, out[j], count, fraction);
+    for (int j = 0; j < cols; j++)
+      out[j] = sum_scalar(row, packed + j, cols, out[j], count, fraction);
   }
 }
 

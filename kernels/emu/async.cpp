@@ -1,7 +1,8 @@
 // Asynchronous work: cp.async, mbarriers, TMA and bulk transfers, warpgroup products.
 //
-// Landing LATE: a copy lands when its thread waits for it, a transfer when no thread can run, a product
-// is computed (its operands read, its accumulators written) when its thread waits. EARLY: at issue.
+// Landing LATE: a copy lands when its thread waits for it, a transfer when no thread can run, a
+// product is computed (its operands read, its accumulators written) when its thread waits. EARLY:
+// at issue.
 #include <string.h>
 
 #include <algorithm>
@@ -77,7 +78,8 @@ static MBarrier& find_mbarrier(u32 addr, const char* what, Site site) {
   }
   MBarrier& m = found->second;
   Fiber* fiber = self();
-  if (running->options.race && m.init_thread != fiber->id && fiber->clock[m.init_thread] < m.init_clock) {
+  if (running->options.race && m.init_thread != fiber->id &&
+      fiber->clock[m.init_thread] < m.init_clock) {
     fail(std::string(what) + " at " + at(site) +
          " on an mbarrier whose initialisation is not synchronised with this thread");
   }
@@ -121,9 +123,6 @@ void mbar_arrive(u32 bar, u32 expect_bytes, Site site) {
   Block& block = running->blocks[bar >> 24];
   if (&block != fiber->home) {
     if (!m.fenced) fail("a peer arrives at " + at(site) + " but mbar_fence_init is missing");
-    bool ended = true;
-    for (Fiber* other : block.fibers) ended = ended && other->state == DONE;
-    if (ended) fail("arrival at " + at(site) + " at a block of the cluster that has ended");
   }
   m.bytes += expect_bytes;
   if (--m.pending < 0) fail("more arrivals than the mbarrier's count at " + at(site));
@@ -157,9 +156,12 @@ void fence_proxy_async() {
 
 // ---- Transfers
 
-static Source source_of(const Transfer& t) { return {t.agent, t.epoch, t.clock.get(), true, t.site}; }
+static Source source_of(const Transfer& t) {
+  return {t.agent, t.epoch, t.clock.get(), true, t.site};
+}
 
-// Calls `each(shared offset, global pointer or null, bytes valid)` for 16-byte chunks of a tensor box.
+// Calls `each(shared offset, global pointer or null, bytes valid)` for 16-byte chunks of a tensor
+// box.
 template <class F>
 static void each_chunk(const Transfer& t, F each) {
   BoxMap map = decode_map(t.map);
@@ -181,7 +183,8 @@ static void each_chunk(const Transfer& t, F each) {
 
 static void land_in_block(Transfer& t, Block& block) {
   auto write = [&](u32 offset, const u8* from, u32 valid) {
-    if (offset + 16 > block.smem_bytes) return note_error("a transfer writes past shared memory, " + at(t.site));
+    if (offset + 16 > block.smem_bytes)
+      return note_error("a transfer writes past shared memory, " + at(t.site));
     if (running->options.race) {
       if (valid) check_global(from, valid, false, source_of(t));
       check_shared(block, offset, 16, true, source_of(t));
@@ -196,7 +199,8 @@ static void land_in_block(Transfer& t, Block& block) {
   }
   auto found = block.mbarriers.find(t.bar & 0xffffff);
   if (found == block.mbarriers.end()) {
-    return note_error("a transfer of " + at(t.site) + " reports to an mbarrier that is not initialised");
+    return note_error("a transfer of " + at(t.site) +
+                      " reports to an mbarrier that is not initialised");
   }
   MBarrier& m = found->second;
   if (running->options.race) {
@@ -336,9 +340,10 @@ template <class F>
 static void read_operand(const Product& p, Block& block, const Operand& operand, int rows, F put) {
   u32 start = (operand.desc & 0x3fff) << 4;
   u32 leading = (operand.desc >> 16 & 0x3fff) << 4, stride = (operand.desc >> 32 & 0x3fff) << 4;
-  if (operand.desc >> 62 != 1) return note_error("only the 128-byte swizzle is modelled, at " + at(p.site));
+  if (operand.desc >> 62 != 1)
+    return note_error("only the 128-byte swizzle is modelled, at " + at(p.site));
   Source source = {p.agent, p.epoch, p.clock.get(), true, p.site};
-  auto chunk = [&](u32 addr, u16 (&values)[8]) {
+  auto chunk = [&](u32 addr, u16(&values)[8]) {
     addr ^= (addr >> 7 & 7) << 4;
     if (addr + 16 > block.smem_bytes) {
       note_error("an operand of " + at(p.site) + " lies past shared memory");
@@ -383,7 +388,11 @@ static void each_accumulator(Product& p, float (*tile)[256], F f) {
 }
 
 static void compute(Product& p, Block& block) {
-  static thread_local float a[64 * 16], b[16 * 256], d[64][256];
+  struct Room {
+    float a[64 * 16], b[16 * 256], d[64][256];
+  };
+  static thread_local std::unique_ptr<Room> room(new Room);
+  auto& [a, b, d] = *room;
   p.done = true;
   int n = p.n;
   if (p.a.registers) {
@@ -397,9 +406,11 @@ static void compute(Product& p, Block& block) {
       }
     }
   } else {
-    read_operand(p, block, p.a, 64, [&](int r, int k, float x) { a[r * 16 + k] = x; });
+    float* to = a;
+    read_operand(p, block, p.a, 64, [=](int r, int k, float x) { to[r * 16 + k] = x; });
   }
-  read_operand(p, block, p.b, n, [&](int r, int k, float x) { b[k * n + r] = x; });
+  float* to = b;
+  read_operand(p, block, p.b, n, [=](int r, int k, float x) { to[k * n + r] = x; });
   if (p.accumulate) {
     each_accumulator(p, d, [](float& reg, float& element) { element = reg; });
   } else {

@@ -31,6 +31,9 @@ u32 smem_addr(const void* p) {
 
 u32 peer_addr(u32 addr, u32 rank) {
   if (rank >= running->blocks.size()) fail("no block " + std::to_string(rank) + " in the cluster");
+  bool ended = true;
+  for (Fiber* fiber : running->blocks[rank].fibers) ended = ended && fiber->state == DONE;
+  if (ended) fail("use of the shared memory of a block of the cluster that has ended");
   return rank << 24 | (addr & 0xffffff);
 }
 
@@ -45,7 +48,8 @@ u8* smem_ptr(u32 addr, u32 bytes) {
 }
 
 void misaligned(const void* p, u32 bytes) {
-  fail("misaligned access of " + std::to_string(bytes) + " bytes at " + describe_address((u64)p, bytes));
+  fail("misaligned access of " + std::to_string(bytes) + " bytes at " +
+       describe_address((u64)p, bytes));
 }
 
 // ---- Barriers
@@ -54,8 +58,8 @@ void misaligned(const void* p, u32 bytes) {
 static void meet(Barrier& barrier, u32 need, bool waits, const char* what, Site site) {
   Fiber* fiber = self();
   if (barrier.arrived && barrier.need != need) {
-    fail(std::string(what) + " at " + at(site) + " expects " + std::to_string(need) + " threads, at " +
-         at(barrier.site) + " " + std::to_string(barrier.need));
+    fail(std::string(what) + " at " + at(site) + " expects " + std::to_string(need) +
+         " threads, at " + at(barrier.site) + " " + std::to_string(barrier.need));
   }
   barrier.need = need;
   barrier.site = site;
@@ -85,13 +89,15 @@ void block_sync(Site site) {
   Block& block = my_block();
   Barrier& barrier = block.barriers[0];
   if (barrier.arrived && (barrier.site.line != site.line || barrier.site.file != site.file)) {
-    fail("threads of a block are in different barriers, at " + at(site) + " and " + at(barrier.site));
+    fail("threads of a block are in different barriers, at " + at(site) + " and " +
+         at(barrier.site));
   }
   meet(barrier, block.fibers.size(), true, "block_sync", site);
 }
 
 static Barrier& named(int id, int threads, Site site) {
-  if (id < 1 || id > 15 || threads % 32 || threads < 32) fail("a wrong named barrier at " + at(site));
+  if (id < 1 || id > 15 || threads % 32 || threads < 32)
+    fail("a wrong named barrier at " + at(site));
   return my_block().barriers[id];
 }
 
@@ -170,7 +176,8 @@ static void run_mma(Lane** lanes) {
     int g = i >> 2, q = (i & 3) * 2;
     for (int e = 0; e < 2; e++) {
       for (int r = 0; r < 4; r++) {
-        a[(g + (r & 1) * 8) * 16 + q + e + (r >> 1) * 8] = bf16_value(lanes[i]->a[r] >> 16 * e & 0xffff);
+        a[(g + (r & 1) * 8) * 16 + q + e + (r >> 1) * 8] =
+            bf16_value(lanes[i]->a[r] >> 16 * e & 0xffff);
       }
       for (int r = 0; r < 2; r++) {
         b[(q + e + r * 8) * 8 + g] = bf16_value(lanes[i]->b[r] >> 16 * e & 0xffff);
@@ -207,13 +214,15 @@ static void run_collective(Lane** lanes, Fiber** fibers, u32 mask) {
   }
 }
 
-static WarpMeeting& find_meeting(std::vector<WarpMeeting>& meetings, u32 mask, u32 warp, Site site) {
+static WarpMeeting& find_meeting(std::vector<WarpMeeting>& meetings, u32 mask, u32 warp,
+                                 Site site) {
   WarpMeeting* found = nullptr;
   for (WarpMeeting& meeting : meetings) {
     if (meeting.mask == mask) {
       found = &meeting;
     } else if (meeting.mask & mask && meeting.arrived) {
-      fail("collectives with overlapping masks in warp " + std::to_string(warp) + " at " + at(site));
+      fail("collectives with overlapping masks in warp " + std::to_string(warp) + " at " +
+           at(site));
     }
   }
   if (found) return *found;
@@ -234,8 +243,8 @@ static void collective(Lane& lane) {
   if (meeting.arrived) {
     Lane* other = meeting.lanes[__builtin_ctz(meeting.arrived)];
     if (other->kind != lane.kind || other->site.line != lane.site.line) {
-      fail("warp " + std::to_string(warp) + " has diverged: its lanes are at " + at(lane.site) + " and " +
-           at(other->site));
+      fail("warp " + std::to_string(warp) + " has diverged: its lanes are at " + at(lane.site) +
+           " and " + at(other->site));
     }
   }
   meeting.lanes[index] = &lane;

@@ -1,8 +1,8 @@
 // libcuda.so.1 over the emulator: the functions of the CUDA driver API that azr calls, so that its
 // unmodified binary runs its GPU path on a machine without a GPU. Tests only.
 //
-// Streams run their work at once, on the calling thread, unless they are being captured. Options come
-// from AZR_EMU_* variables or, for the calling thread, from azr_emu_set (emu/src/lib.rs):
+// Streams run their work at once, on the calling thread, unless they are being captured. Options
+// come from AZR_EMU_* variables or, for the calling thread, from azr_emu_set (emu/src/lib.rs):
 //   CC (90) compute capability, SMS (3), MEMORY (bytes), DRIVER (12080), NO_DEVICE,
 //   ORDER, LANDING, SEED, RACE, ARITHMETIC, WORKERS (runtime.h: Options).
 #include <stdio.h>
@@ -84,7 +84,7 @@ struct ThreadState {
   u32 capability, sms;
   Stats stats{};
   int sticky = SUCCESS;
-  std::string message, fault;
+  std::string message, fault, error_text;
   Stream default_stream;
 
   ThreadState() {
@@ -100,8 +100,8 @@ struct ThreadState {
 };
 
 static ThreadState& state() {
-  static thread_local ThreadState s;
-  return s;
+  static thread_local std::unique_ptr<ThreadState> s(new ThreadState);
+  return *s;
 }
 
 // Sets an option of this thread. Returns 0, or 1 when there is no such option.
@@ -246,7 +246,7 @@ API cuGetErrorName(int error, const char** name) {
   return SUCCESS;
 }
 API cuGetErrorString(int error, const char** text) {
-  static thread_local std::string kept;
+  std::string& kept = state().error_text;
   kept = "error " + std::to_string(error);
   if (!state().message.empty()) kept += ": " + state().message;
   *text = kept.c_str();
@@ -477,8 +477,8 @@ API cuGraphExecDestroy(Graph* graph) {
 // ---- Tensor maps: matrices, no interleaving, no swizzle or that of 128 bytes
 
 API cuTensorMapEncodeTiled(TensorMap* map, int type, u32 rank, void* base, const u64* sizes,
-                           const u64* strides, const u32* box, const u32* element_strides, int interleave,
-                           int swizzle, int, int fill) {
+                           const u64* strides, const u32* box, const u32* element_strides,
+                           int interleave, int swizzle, int, int fill) {
   static const u32 bytes[] = {1, 2, 4, 4, 8, 8, 2, 4, 8, 2};
   if (rank != 2 || type < 0 || type > 9 || interleave || fill) return INVALID_VALUE;
   if (element_strides[0] != 1 || element_strides[1] != 1 || (u64)map % 64) return INVALID_VALUE;
@@ -486,8 +486,8 @@ API cuTensorMapEncodeTiled(TensorMap* map, int type, u32 rank, void* base, const
   u32 row = box[0] * bytes[type];
   if (box[0] > 256 || box[1] > 256 || row % 16 || box[0] == 0 || box[1] == 0) return INVALID_VALUE;
   if ((swizzle != 0 && swizzle != 3) || (swizzle == 3 && row > 128)) return INVALID_VALUE;
-  encode_map(map, {BOX_MAGIC, (u8*)base, sizes[0], sizes[1], strides[0], box[0], box[1], bytes[type],
-                   swizzle == 3 ? 128u : 0u});
+  encode_map(map, {BOX_MAGIC, (u8*)base, sizes[0], sizes[1], strides[0], box[0], box[1],
+                   bytes[type], swizzle == 3 ? 128u : 0u});
   return SUCCESS;
 }
 
@@ -508,16 +508,18 @@ struct Arguments {
   }
 };
 
-static int launch(const Function& function, Dim grid, Dim block, Dim cluster, u32 smem, Stream* stream,
-                  void** params) {
+static int launch(const Function& function, Dim grid, Dim block, Dim cluster, u32 smem,
+                  Stream* stream, void** params) {
   ThreadState& s = state();
   u64 threads = (u64)block.x * block.y * block.z, blocks = (u64)grid.x * grid.y * grid.z;
   u32 cluster_blocks = cluster.x * cluster.y * cluster.z;
   s.message.clear();
   if (threads == 0 || blocks == 0) s.message = "an empty grid or block";
-  if (threads > function.kernel->max_threads) s.message = "more threads than the kernel's launch bound";
+  if (threads > function.kernel->max_threads)
+    s.message = "more threads than the kernel's launch bound";
   if (grid.y > 65535 || grid.z > 65535 || grid.x > 0x7fffffff) s.message = "too large a grid";
-  if (smem > function.smem_limit) s.message = "more dynamic shared memory than the function may have";
+  if (smem > function.smem_limit)
+    s.message = "more dynamic shared memory than the function may have";
   if (cluster_blocks == 0 || cluster_blocks > 8 || grid.x % cluster.x || grid.y % cluster.y ||
       grid.z % cluster.z) {
     s.message = "the grid is not made of whole clusters of at most 8 blocks";
@@ -573,5 +575,6 @@ API cuLaunchKernelEx(const LaunchConfig* config, Function* function, void** para
     if (attribute.id == 4) cluster = attribute.dim;  // Cluster dimension.
     if (attribute.id != 4 && attribute.id != 6) return INVALID_VALUE;
   }
-  return launch(*function, config->grid, config->block, cluster, config->smem, config->stream, params);
+  return launch(*function, config->grid, config->block, cluster, config->smem, config->stream,
+                params);
 }

@@ -10,7 +10,7 @@
 
 #define DEV static inline
 #define GRID_CONST const
-#define KERNEL(threads, name)                     \
+#define KERNEL(threads, name)                         \
   static constexpr emu::u32 name##_threads = threads; \
   static void name
 #define KERNEL_ALONE(threads, name) KERNEL(threads, name)
@@ -25,7 +25,8 @@
 #define blockDim (emu::current->block_dim)
 #define gridDim (emu::current->grid_dim)
 
-// Place of a call in a kernel's source, for reports. Outside the namespace, lest its functions be found through it.
+// Place of a call in a kernel's source, for reports. Outside the namespace, lest its functions be
+// found through it.
 struct Site {
   const char* file;
   int line;

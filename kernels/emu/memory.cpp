@@ -1,5 +1,6 @@
-// Device memory: an arena of address space that is never used twice. An allocation ends at a page that
-// faults, a freed one faults altogether; new memory is NaN. A fault becomes the launch's error.
+// Device memory: an arena of address space that is never used twice. An allocation ends at a page
+// that faults, a freed one faults altogether; new memory is NaN. A fault becomes the launch's
+// error.
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,7 +15,8 @@ namespace emu {
 
 const u64 ARENA_BYTES = 1ull << 40;
 const u64 PAGE = 4096;
-// What cuMemAlloc aligns to is 256; 16 is what kernels may rely on, so that parts of a buffer work too.
+// What cuMemAlloc aligns to is 256; 16 is what kernels may rely on, so that parts of a buffer work
+// too.
 const u64 ALIGN = 16;
 
 struct Arena {
@@ -27,7 +29,8 @@ struct Arena {
 static Arena& arena() {
   static Arena* a = [] {
     auto* fresh = new Arena;
-    void* p = mmap(nullptr, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    void* p =
+        mmap(nullptr, ARENA_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     fresh->base = p == MAP_FAILED ? nullptr : (u8*)p;
     return fresh;
   }();
@@ -36,7 +39,9 @@ static Arena& arena() {
 
 static u8* arena_base;  // For the hooks: set once, before the first launch.
 
-bool in_arena(const void* p) { return arena_base && (u64)((const u8*)p - arena_base) < ARENA_BYTES; }
+bool in_arena(const void* p) {
+  return arena_base && (u64)((const u8*)p - arena_base) < ARENA_BYTES;
+}
 
 u64 device_alloc(u64 bytes) {
   Arena& a = arena();
@@ -87,7 +92,8 @@ std::string describe_address(u64 address, u64 bytes) {
   auto after = a.by_base.upper_bound(address);
   char text[160];
   if (after == a.by_base.begin()) {
-    snprintf(text, sizeof text, "%lu bytes at %#lx, before all allocations", (unsigned long)bytes, (long)address);
+    snprintf(text, sizeof text, "%lu bytes at %#lx, before all allocations", (unsigned long)bytes,
+             (long)address);
     return text;
   }
   const Allocation& near = std::prev(after)->second;
@@ -105,8 +111,8 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
   if (c && in_arena(info->si_addr)) {
     Fiber* f = self();
     char place[128];
-    snprintf(place, sizeof place, " by thread (%u,%u,%u) of block (%u,%u,%u)", f->thread.x, f->thread.y,
-             f->thread.z, f->block.x, f->block.y, f->block.z);
+    snprintf(place, sizeof place, " by thread (%u,%u,%u) of block (%u,%u,%u)", f->thread.x,
+             f->thread.y, f->thread.z, f->block.x, f->block.y, f->block.z);
     if (c->error.empty()) {
       c->error = "illegal memory access: " + describe_address((u64)info->si_addr, 1) + place;
     }
@@ -120,7 +126,7 @@ static void on_fault(int signal, siginfo_t* info, void* context) {
 void install_fault_handler() {
   static std::once_flag once;
   std::call_once(once, [] {
-    struct sigaction action {};
+    struct sigaction action{};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);

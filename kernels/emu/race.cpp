@@ -1,9 +1,10 @@
-// Race detector: vector clocks over threads and their asynchronous agents, a shadow of every byte of
-// shared memory and of every two bytes of global memory that a launch touches.
+// Race detector: vector clocks over threads and their asynchronous agents, a shadow of every byte
+// of shared memory and of every two bytes of global memory that a launch touches.
 //
-// Kernels are compiled with gcc's -fsanitize=thread, which calls a hook at each access; libtsan is not
-// linked, the hooks are here. A barrier, warp_sync, an mbarrier, a wait orders accesses; a shuffle does not.
-// Blocks of a grid are never ordered, so what one block writes no other may touch.
+// Kernels are compiled with gcc's -fsanitize=thread, which calls a hook at each access; libtsan is
+// not linked, the hooks are here. A barrier, warp_sync, an mbarrier, a wait orders accesses; a
+// shuffle does not. Blocks of a grid are never ordered, so what one block writes no other may
+// touch.
 #include <dlfcn.h>
 #include <stdio.h>
 #include <string.h>
@@ -60,7 +61,8 @@ static std::string where(const Source& source) {
   return std::string(" [addr2line -e ") + info.dli_fname + " " + text;
 }
 
-static void report(const std::string& place, bool write, const Source& source, const std::string& before) {
+static void report(const std::string& place, bool write, const Source& source,
+                   const std::string& before) {
   Dim b = running->blocks[0].index;
   char block[64];
   snprintf(block, sizeof block, ", block (%u,%u,%u): ", b.x, b.y, b.z);
@@ -89,7 +91,8 @@ void check_shared(Block& block, u32 offset, u32 bytes, bool write, const Source&
         running->fibers[s.writer].proxy_fence < s.write_clock) {
       before = "a write without fence_proxy_async by " + who_is(s.writer);
     }
-    if (!before.empty()) return report("shared memory at byte " + std::to_string(i), write, source, before);
+    if (!before.empty())
+      return report("shared memory at byte " + std::to_string(i), write, source, before);
     if (write) {
       s.writer = source.who;
       s.write_clock = source.epoch;
@@ -170,14 +173,16 @@ void check_global(const void* p, u64 bytes, bool write, const Source& source) {
   u64 address = (u64)p;
   const Allocation* allocation = find_allocation(address);
   if (!allocation || address + bytes > allocation->base + allocation->bytes) {
-    return note_error(std::string("a ") + (write ? "write" : "read") + " outside device memory: " +
-                      describe_address(address, bytes) + " by " + who_is(source.who) + where(source));
+    return note_error(std::string("a ") + (write ? "write" : "read") +
+                      " outside device memory: " + describe_address(address, bytes) + " by " +
+                      who_is(source.who) + where(source));
   }
   u64 unit = running->unit_base * 2 + 1 + source.who;
   for (u64 a = address & ~1ull; a < address + bytes; a += 2) {
     PairShadow& s = pair_shadow(a);
     std::string before;
-    if (s.writer && !ordered(s.writer, s.write_clock, source)) before = "a write by " + grid_name(s.writer);
+    if (s.writer && !ordered(s.writer, s.write_clock, source))
+      before = "a write by " + grid_name(s.writer);
     if (write && s.reader && (s.many_readers || !ordered(s.reader, s.read_clock, source))) {
       before = "a read by " + grid_name(s.reader);
     }
@@ -214,7 +219,8 @@ static inline void hook(void* p, u64 bytes, bool write, bool natural, void* from
   }
   Fiber* fiber = self();
   if (shared) {
-    check_shared(c->blocks[offset / SMEM_BYTES], offset % SMEM_BYTES, bytes, write, thread_source(fiber));
+    check_shared(c->blocks[offset / SMEM_BYTES], offset % SMEM_BYTES, bytes, write,
+                 thread_source(fiber));
   } else {
     check_global(p, bytes, write, thread_source(fiber));
   }
@@ -225,12 +231,12 @@ static inline void hook(void* p, u64 bytes, bool write, bool natural, void* from
 }  // namespace emu
 
 #define FROM __builtin_return_address(0)
-#define HOOKS(n)                                                                            \
-  void __tsan_read##n(void* p) { emu::hook(p, n, false, true, FROM); }                      \
-  void __tsan_write##n(void* p) { emu::hook(p, n, true, true, FROM); }                      \
-  void __tsan_unaligned_read##n(void* p) { emu::hook(p, n, false, false, FROM); }           \
-  void __tsan_unaligned_write##n(void* p) { emu::hook(p, n, true, false, FROM); }           \
-  void __tsan_volatile_read##n(void* p) { emu::hook(p, n, false, true, FROM); }             \
+#define HOOKS(n)                                                                  \
+  void __tsan_read##n(void* p) { emu::hook(p, n, false, true, FROM); }            \
+  void __tsan_write##n(void* p) { emu::hook(p, n, true, true, FROM); }            \
+  void __tsan_unaligned_read##n(void* p) { emu::hook(p, n, false, false, FROM); } \
+  void __tsan_unaligned_write##n(void* p) { emu::hook(p, n, true, false, FROM); } \
+  void __tsan_volatile_read##n(void* p) { emu::hook(p, n, false, true, FROM); }   \
   void __tsan_volatile_write##n(void* p) { emu::hook(p, n, true, true, FROM); }
 
 extern "C" {

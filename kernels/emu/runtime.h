@@ -1,8 +1,8 @@
 // Inside of the emulator: fibers, blocks and clusters, vector clocks, and what its files share.
 //
 // The model is an adversary: a thread runs as far ahead as its barriers let it, in an order that an
-// option picks; asynchronous work lands as early or as late as the waits allow; memory starts as NaN.
-// A kernel that is right under all of it does not depend on luck.
+// option picks; asynchronous work lands as early or as late as the waits allow; memory starts as
+// NaN. A kernel that is right under all of it does not depend on luck.
 #pragma once
 
 #include <setjmp.h>
@@ -27,9 +27,9 @@ struct Options {
   u32 order = ASCENDING;
   u32 landing = LATE;
   u32 seed = 0;
-  u32 race = 0;        // 1: race detector.
+  u32 race = 0;  // 1: race detector.
   u32 arithmetic = PLAIN;
-  u32 workers = 1;     // Host threads that share the grid (one when the race detector is on).
+  u32 workers = 1;  // Host threads that share the grid (one when the race detector is on).
 };
 
 // Counts of a launch.
@@ -85,8 +85,8 @@ struct Fiber : Thread {
   void* stack_pointer;
   Cluster* cluster;
   Block* home;
-  u32 id, local;   // Index in the cluster and in the block.
-  u32 position;    // Place in the order of the schedule.
+  u32 id, local;  // Index in the cluster and in the block.
+  u32 position;   // Place in the order of the schedule.
   State state;
   const char* waits_for;
   Site site;
@@ -103,7 +103,7 @@ struct Fiber : Thread {
   Clock clock;
   std::shared_ptr<Clock> snapshot;  // Copy of `clock`, null when it has changed since.
   u32 agent_epoch;
-  u32 proxy_fence;                  // Own clock at the last fence.proxy.async.
+  u32 proxy_fence;  // Own clock at the last fence.proxy.async.
 };
 
 struct Barrier {
@@ -206,10 +206,11 @@ struct Cluster {
   u32 num_stacks = 0;
   u8* smem = nullptr;
   std::vector<ByteShadow> shadow;
-  u64 unit_base = 0;  // Number of this cluster's thread 0 in the grid, for the shadow of global memory.
+  u64 unit_base =
+      0;  // Number of this cluster's thread 0 in the grid, for the shadow of global memory.
 };
 
-const u32 STACK_BYTES = 128 << 10;
+const u32 STACK_BYTES = 128 << 10;  // The runtime itself needs some 50 KB of it.
 const u32 SMEM_BYTES = 1 << 18;  // Room of one block; the limit of the device is checked at launch.
 const u32 MAX_CLUSTER = 16;
 
@@ -224,7 +225,7 @@ inline Block& my_block() { return *self()->home; }
 
 void wake(Fiber* fiber);
 void wait_here(const char* what, Site site);
-// Gives other threads a chance when the schedule wants it.
+// After waking others: hands over to one that comes earlier in the schedule, or by chance to any.
 void reconsider();
 [[noreturn]] void fail(const std::string& message);
 // Reports an error from outside a fiber, or without leaving the current one.

@@ -106,11 +106,24 @@ void wait_here(const char* what, Site site) {
   leave();
 }
 
+// Whether a thread that comes before `position` in the schedule is ready.
+static bool earlier_is_ready(Cluster& c, u32 position) {
+  for (u32 i = 0; i < position >> 6; i++) {
+    if (c.ready_bits[i]) return true;
+  }
+  return c.ready_bits[position >> 6] & ((1ull << (position & 63)) - 1);
+}
+
 void reconsider() {
   Cluster& c = *running;
-  if (c.options.order != RANDOM || random_number(c) % 8) return;
-  wake(self());
-  c.start = random_number(c) % c.fibers.size();
+  Fiber* fiber = self();
+  if (c.options.order == RANDOM) {
+    if (random_number(c) % 4) return;
+    c.start = random_number(c) % c.fibers.size();
+  } else if (!earlier_is_ready(c, fiber->position)) {
+    return;
+  }
+  wake(fiber);
   leave();
 }
 
@@ -211,7 +224,8 @@ static std::string deadlock_report(Cluster& c) {
   }
   if (waits.empty()) return "";
   std::string text = "deadlock in " + block_name(c.blocks[0].index) + ":";
-  for (auto& wait : waits) text += " " + std::to_string(wait.second) + " threads in " + wait.first + ";";
+  for (auto& wait : waits)
+    text += " " + std::to_string(wait.second) + " threads in " + wait.first + ";";
   return text + " " + std::to_string(done) + " threads finished";
 }
 
@@ -227,7 +241,8 @@ static std::string run_cluster(Cluster& c, const Launch& launch, Dim first, u64 
   c.barrier = Barrier{};
   c.transfers.clear();
   c.error.clear();
-  c.random_state = (c.options.seed + 1) * 0x9e3779b97f4a7c15ull ^ (number + 1) * 0xbf58476d1ce4e5b9ull;
+  c.random_state =
+      (c.options.seed + 1) * 0x9e3779b97f4a7c15ull ^ (number + 1) * 0xbf58476d1ce4e5b9ull;
   c.unit_base = number * threads;
   for (u32 rank = 0; rank < num_blocks; rank++) {
     Dim offset = {rank % shape.x, rank / shape.x % shape.y, rank / (shape.x * shape.y)};
@@ -279,7 +294,8 @@ static void add(Stats& sum, const Stats& x) {
 }
 
 std::string run_grid(const Launch& launch, Stats* stats) {
-  static thread_local Cluster mine;
+  // Behind pointers, because the library has little room for thread-local variables (emu.h: TLS).
+  static thread_local std::unique_ptr<Cluster> mine(new Cluster);
   Dim clusters = {launch.grid.x / launch.cluster.x, launch.grid.y / launch.cluster.y,
                   launch.grid.z / launch.cluster.z};
   std::vector<u32> order = cluster_order(launch.options, clusters.x * clusters.y * clusters.z);
@@ -298,7 +314,8 @@ std::string run_grid(const Launch& launch, Stats* stats) {
     planted_fault = fault;
     for (size_t i; (i = next++) < order.size();) {
       u32 n = order[i];
-      Dim first = {n % clusters.x * launch.cluster.x, n / clusters.x % clusters.y * launch.cluster.y,
+      Dim first = {n % clusters.x * launch.cluster.x,
+                   n / clusters.x % clusters.y * launch.cluster.y,
                    n / (clusters.x * clusters.y) * launch.cluster.z};
       std::string report = run_cluster(c, launch, first, n);
       if (report.empty()) continue;
@@ -320,7 +337,7 @@ std::string run_grid(const Launch& launch, Stats* stats) {
       if (cluster.smem) munmap(cluster.smem, MAX_CLUSTER * SMEM_BYTES);
     });
   }
-  work(mine);
+  work(*mine);
   for (std::thread& thread : threads) thread.join();
   if (stats) add(*stats, sum);
   return error;

@@ -14,7 +14,7 @@ fn fault(device: &Device, which: i32, schedule: Schedule) -> Result<Vec<f32>, St
         let at = x.view_mut().at();
         let entry = Entry { file: "faults", name: "probe_fault" };
         // SAFETY: 64 elements; what goes wrong is the test.
-        unsafe { device.launch(entry, Shape::new((1, 1, 1), 64).smem(1024), &[Arg::of(&at), Arg::of(&which)]) }?;
+        unsafe { device.launch(entry, Shape::new((1, 1, 1), 64).smem(1024), &[Arg::of(at), Arg::of(which)]) }?;
         device.download(&x.view())
     };
     let outcome = run().map_err(|e: azr::Error| e.to_string());
@@ -28,7 +28,7 @@ fn blocks(device: &Device, which: i32) -> Result<Vec<f32>, String> {
         let at = x.view_mut().at();
         let entry = Entry { file: "faults", name: "probe_blocks" };
         // SAFETY: 5 blocks, 5 elements.
-        unsafe { device.launch(entry, Shape::new((5, 1, 1), 1), &[Arg::of(&at), Arg::of(&which)]) }?;
+        unsafe { device.launch(entry, Shape::new((5, 1, 1), 1), &[Arg::of(at), Arg::of(which)]) }?;
         device.download(&x.view())
     };
     let outcome = run().map_err(|e: azr::Error| e.to_string());
@@ -107,7 +107,7 @@ fn launches_are_checked_like_by_the_driver() {
     };
     let one = Shape::new((1, 1, 1), 64);
     let number = 0i32;
-    let args = [Arg::of(&at), Arg::of(&number)];
+    let args = [Arg::of(at), Arg::of(number)];
     assert!(launch(one, &args[..1]).contains("takes arguments of [8, 4] bytes, its launcher gives [8]"));
     assert!(launch(Shape::new((1, 1, 1), 65), &args).contains("launch bound"));
     assert!(launch(one.smem(300 << 10), &args).contains("bytes of shared memory"));

@@ -6,3 +6,4 @@ mod harness;
 mod numerics;
 mod prebuilt;
 mod rows;
+mod tensor;

@@ -15,7 +15,7 @@ fn check(device: &Device) -> Outcome {
         let input = device.upload(&x)?;
         let (mut out, mut words) = (device.alloc::<f32>(3 * n)?, device.alloc::<u32>(4 * n)?);
         let (at, out_at, words_at) = (input.view().at(), out.view_mut().at(), words.view_mut().at());
-        let args = [Arg::of(&at), Arg::of(&out_at), Arg::of(&words_at), Arg::of(&(n as i32))];
+        let args = [Arg::of(at), Arg::of(out_at), Arg::of(words_at), Arg::of(n as i32)];
         let entry = Entry { file: "numerics", name: "probe_numerics" };
         // SAFETY: arrays of the lengths that the kernel writes.
         unsafe { device.launch(entry, Shape::new((n.div_ceil(64) as u32, 1, 1), 64), &args) }?;

@@ -2,7 +2,8 @@
 #include "prims.h"
 
 // One block of 64 threads, 1024 bytes of dynamic shared memory.
-KERNEL(64, probe_fault)(float* x, int which) {
+KERNEL(64, probe_fault)
+(float* x, int which) {
   SHARED_DYNAMIC(smem);
   float* s = (float*)smem;
   int t = threadIdx.x;
@@ -59,5 +60,6 @@ KERNEL(64, probe_fault)(float* x, int which) {
 EXPORT(probe_fault)
 
 // Blocks of one thread that write the same element: 0 all write x[0], 1 each its own.
-KERNEL(1, probe_blocks)(float* x, int which) { x[which ? blockIdx.x : 0] = blockIdx.x; }
+KERNEL(1, probe_blocks)
+(float* x, int which) { x[which ? blockIdx.x : 0] = blockIdx.x; }
 EXPORT(probe_blocks)

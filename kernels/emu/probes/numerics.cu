@@ -1,8 +1,10 @@
 // Probe: what numerics.h gives, for comparison with the CPU's functions. Not part of the product.
 #include "prims.h"
 
-// out[0..3n]: exp, ln and reciprocal square root of x; words[4 i..]: philox of counter (i, 1, 2, 3).
-KERNEL(64, probe_numerics)(const float* x, float* out, u32* words, int n) {
+// out[0..3n]: exp, ln and reciprocal square root of x; words[4 i..]: philox of counter (i, 1, 2,
+// 3).
+KERNEL(64, probe_numerics)
+(const float* x, float* out, u32* words, int n) {
   int i = blockIdx.x * 64 + threadIdx.x;
   if (i >= n) return;
   out[i] = exp_f32(x[i]);

@@ -140,23 +140,39 @@ impl Shape {
     }
 }
 
-/// One kernel argument: address and size of its value.
-#[derive(Debug, Clone, Copy)]
+/// Largest kernel argument: a tensor map.
+const MAX_ARG_BYTES: usize = 128;
+
+/// One kernel argument, by value.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
 pub struct Arg {
-    at: *mut c_void,
+    value: [u8; MAX_ARG_BYTES],
     bytes: usize,
 }
 
+/// What kernels take as parameters.
+pub trait Param: Copy {}
+impl Param for u64 {}
+impl Param for u32 {}
+impl Param for i32 {}
+impl Param for f32 {}
+impl Param for TensorMap {}
+
 impl Arg {
-    /// The argument with this value; it must outlive the launch call.
-    pub fn of<T>(value: &T) -> Self {
-        Arg { at: std::ptr::from_ref(value).cast_mut().cast(), bytes: size_of::<T>() }
+    /// The argument with this value.
+    pub fn of<T: Param>(value: T) -> Self {
+        const { assert!(size_of::<T>() <= MAX_ARG_BYTES, "an argument has room") };
+        let (mut arg, bytes) = (Arg { value: [0; MAX_ARG_BYTES], bytes: size_of::<T>() }, size_of::<T>());
+        // SAFETY: `value` has room for T, asserted above, and parameters have no padding that matters.
+        unsafe { std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), arg.value.as_mut_ptr(), bytes) };
+        arg
     }
 }
 
 /// The arguments of a launch, by value: buffers' addresses, numbers, tensor maps.
 macro_rules! args {
-    ($($value:expr),* $(,)?) => { &[$($crate::compute::launch::device::Arg::of(&$value)),*] };
+    ($($value:expr),* $(,)?) => { &[$($crate::compute::launch::device::Arg::of($value)),*] };
 }
 pub(crate) use args;
 
@@ -511,7 +527,7 @@ impl Device {
         let function = self.function(entry, shape.smem_bytes, args)?;
         let mut params = [std::ptr::null_mut(); MAX_PARAMS];
         for (param, arg) in params.iter_mut().zip(args) {
-            *param = arg.at;
+            *param = arg.value.as_ptr().cast_mut().cast();
         }
         let (x, y, z) = shape.grid;
         // SAFETY: an attribute is plain data; the fields that its kind reads are set.
