@@ -114,8 +114,7 @@ pub fn compare<T: Number>(what: &str, got: &[T], want: &[f64], slack: f64) -> Re
     }
     for (i, (got, want)) in got.iter().zip(want).enumerate() {
         let error = (got.wide() - want).abs();
-        // Written so that NaN fails.
-        if !(error <= want.abs() * T::EPSILON * 1.01 + slack) {
+        if error.is_nan() || error > want.abs() * T::EPSILON * 1.01 + slack {
             return Err(format!("{what}: element {i} is {}, not {want}", got.wide()));
         }
     }

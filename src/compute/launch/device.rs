@@ -5,6 +5,7 @@
 //! kernels exist and how they are launched is *not* here: one launcher per entry point stands in the files beside this.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -489,15 +490,17 @@ impl Device {
     /// An entry point's function, ready for so much dynamic shared memory and checked against its arguments.
     fn function(&self, entry: Entry, smem_bytes: u32, args: &[Arg]) -> Result<sys::CUfunction> {
         let mut functions = self.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if !functions.contains_key(&entry) {
-            let name = std::ffi::CString::new(entry.name).map_err(|e| Error::failure(e.to_string()))?;
-            let (module, mut handle) = (self.module(entry.file)?, std::ptr::null_mut());
-            // SAFETY: the module is loaded, and lives as long as the context.
-            let code = unsafe { sys::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) };
-            check(code, &format!("finding the kernel {}", entry.name))?;
-            functions.insert(entry, Function { handle, smem_bytes: FREE_SMEM_BYTES, checked: false });
-        }
-        let function = functions.get_mut(&entry).expect("inserted above");
+        let function = match functions.entry(entry) {
+            Slot::Occupied(known) => known.into_mut(),
+            Slot::Vacant(slot) => {
+                let name = std::ffi::CString::new(entry.name).map_err(|e| Error::failure(e.to_string()))?;
+                let (module, mut handle) = (self.module(entry.file)?, std::ptr::null_mut());
+                // SAFETY: the module is loaded, and lives as long as the context.
+                let code = unsafe { sys::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) };
+                check(code, &format!("finding the kernel {}", entry.name))?;
+                slot.insert(Function { handle, smem_bytes: FREE_SMEM_BYTES, checked: false })
+            }
+        };
         if !function.checked && self.0.driver >= PARAM_INFO_DRIVER {
             check_params(entry, function.handle, args)?;
             function.checked = true;
