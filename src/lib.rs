@@ -60,6 +60,13 @@ pub mod compute {
         pub mod math;
         pub mod rows;
     }
+
+    /// NVIDIA GPUs: the device layer, and one launcher per kernel.
+    pub mod launch {
+        pub mod device;
+        pub mod images;
+        pub mod rows;
+    }
 }
 
 /// Floor 3: running programs that nobody has read.

@@ -23,8 +23,9 @@ const FLOORS: &[(&str, u32)] = &[
     ("error", 0),
 ];
 
-/// The only places that may hold `unsafe`: SIMD, the mapped weights, system calls.
-const UNSAFE_HOMES: &[&str] = &["src/compute/cpu/", "src/weights/safetensors.rs", "src/exec/sandbox.rs"];
+/// The only places that may hold `unsafe`: SIMD, the CUDA driver, the mapped weights, system calls.
+const UNSAFE_HOMES: &[&str] =
+    &["src/compute/cpu/", "src/compute/launch/", "src/weights/safetensors.rs", "src/exec/sandbox.rs"];
 
 /// The only places that may write to the terminal.
 const PRINT_HOMES: &[&str] = &["src/main.rs", "src/cli", "src/observe/"];
@@ -38,6 +39,13 @@ const FOREIGN_WORDS: &[(&str, &[&str], &str)] = &[
 
 /// Longest file in lines; a longer one holds two things.
 const MAX_LINES: usize = 800;
+
+/// Longest line of C++ and CUDA (kernels/.clang-format); rustfmt sees to Rust.
+const MAX_COLUMNS: usize = 100;
+
+/// What kernels must not use: instructions go through `kernels/prims.h`, and no reduction may depend on timing.
+const KERNEL_WORDS: &[&str] =
+    &["asm", "atomicAdd", "__syncthreads", "__syncwarp", "__shfl_sync", "__shared__", "__global__", "__device__"];
 
 struct Source {
     path: String,
@@ -245,7 +253,7 @@ fn modules_do_not_know_what_is_not_theirs() {
 #[test]
 fn habits_are_kept() {
     let mut problems = Vec::new();
-    for source in sources(&["rs", "cu", "cuh", "h", "py", "sh", "md"]) {
+    for source in sources(&["rs", "cu", "cpp", "h", "py", "sh", "md"]) {
         let path = &source.path;
         let this_file = path == "tests/tidy.rs";
         for (i, line) in source.text.lines().enumerate() {
@@ -256,10 +264,15 @@ fn habits_are_kept() {
                 problems.push(format!("{path}:{}: a path of one machine", i + 1));
             }
         }
-        if path.ends_with(".rs") {
-            if source.text.lines().count() > MAX_LINES {
-                problems.push(format!("{path}: over {MAX_LINES} lines"));
+        if !path.ends_with(".md") && source.text.lines().count() > MAX_LINES {
+            problems.push(format!("{path}: over {MAX_LINES} lines"));
+        }
+        if [".cu", ".cpp", ".h"].iter().any(|e| path.ends_with(e)) {
+            for (i, _) in source.text.lines().enumerate().filter(|(_, l)| l.len() > MAX_COLUMNS) {
+                problems.push(format!("{path}:{}: over {MAX_COLUMNS} columns", i + 1));
             }
+        }
+        if path.ends_with(".rs") {
             if path.ends_with("/mod.rs") {
                 problems.push(format!("{path}: modules are declared inline in lib.rs"));
             }
@@ -278,9 +291,65 @@ fn habits_are_kept() {
     report(&problems);
 }
 
+/// Names in `KERNEL(threads, name)` of a kernel source.
+fn entry_points(text: &str) -> Vec<&str> {
+    let lines = text.lines().filter(|l| l.starts_with("KERNEL"));
+    lines.filter_map(|l| l.split_once(", ")?.1.split(')').next()).collect()
+}
+
+/// Names in `PLANTED(name)` of a kernel source.
+fn planted_faults(text: &str) -> BTreeSet<&str> {
+    let code = text.lines().filter(|l| !l.starts_with("#define"));
+    code.flat_map(|l| l.split("PLANTED(").skip(1)).filter_map(|rest| rest.split(')').next()).collect()
+}
+
+/// Number of files, of those below a folder, and number of places where a quoted name occurs.
+fn quoted(files: &[Source], folder: &str, name: &str) -> usize {
+    let quoted = format!("\"{name}\"");
+    files.iter().filter(|f| f.path.starts_with(folder)).map(|f| f.text.matches(&quoted).count()).sum()
+}
+
+#[test]
+fn every_kernel_has_one_launcher_and_a_test_and_every_fault_is_found() {
+    let (kernels, rust, texts) = (sources(&["cu", "h"]), sources(&["rs"]), sources(&["md"]));
+    let table = texts.iter().find(|t| t.path == "kernels/README.md").map_or("", |t| t.text.as_str());
+    let tests: String = rust.iter().filter(|f| f.path.starts_with("tests/kernels/")).map(|f| f.text.as_str()).collect();
+    let mut problems = Vec::new();
+    for source in kernels.iter().filter(|k| k.path.starts_with("kernels/") && !k.path.contains("/emu/")) {
+        let path = &source.path;
+        for name in entry_points(&source.text) {
+            let launchers = quoted(&rust, "src/compute/launch/", name);
+            if launchers != 1 {
+                problems.push(format!("{path}: `{name}` has {launchers} launchers in src/compute/launch/"));
+            }
+            if !has_word(&tests, name) {
+                problems.push(format!("{path}: `{name}` has no test in tests/kernels/"));
+            }
+            if !table.contains(&format!("`{name}`")) {
+                problems.push(format!("{path}: `{name}` is not in kernels/README.md"));
+            }
+        }
+        for fault in planted_faults(&source.text) {
+            if quoted(&rust, "tests/kernels/", fault) == 0 || !table.contains(&format!("`{fault}`")) {
+                problems.push(format!("{path}: the fault `{fault}` is not tested and in kernels/README.md"));
+            }
+        }
+        if path.ends_with(".cu") {
+            for (line, code) in source.code() {
+                for word in KERNEL_WORDS.iter().filter(|w| has_word(code, w)) {
+                    problems.push(format!("{path}:{line}: `{word}`: kernels use kernels/prims.h"));
+                }
+            }
+        }
+    }
+    report(&problems);
+}
+
 #[test]
 fn the_checks_see_what_they_look_for() {
     assert_eq!(crate_paths("use crate::{base::rng, error};"), ["base::rng", "error"]);
     assert_eq!(crate_paths("let x = crate::exec::pool::Pool::start();"), ["exec::pool::Pool::start"]);
     assert!(has_word("unsafe {", "unsafe") && !has_word("unsafe_code", "unsafe"));
+    assert_eq!(entry_points("KERNEL(THREADS, f)\n(int x) {\nKERNEL_ALONE(384, g)(int y) {"), ["f", "g"]);
+    assert_eq!(planted_faults("if (!PLANTED(a_b) && PLANTED(c)) {").into_iter().collect::<Vec<_>>(), ["a_b", "c"]);
 }
