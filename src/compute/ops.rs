@@ -173,6 +173,8 @@ pub trait Backend: Sized + Send + Sync {
 
     /// Array of zeros.
     fn zeros(&self, len: usize) -> Self::Buf;
+    /// Array of any values, for an operation that writes all of it.
+    fn scratch(&self, len: usize) -> Self::Buf;
     /// Array on the device with these values.
     fn upload(&self, values: &[f32]) -> Self::Buf;
     /// Values of an array.
@@ -181,6 +183,8 @@ pub trait Backend: Sized + Send + Sync {
     fn write(&self, buf: &mut Self::Buf, values: &[f32]);
     /// Sets an array to zero.
     fn clear(&self, buf: &mut Self::Buf);
+    /// `y = x`.
+    fn copy(&self, y: &mut Self::Buf, x: &Self::Buf);
     /// `y += x`.
     fn add(&self, y: &mut Self::Buf, x: &Self::Buf);
 

@@ -172,17 +172,17 @@ impl<B: Backend> Decoder<B> {
         let q = hc + 2 * s.num_kv_heads * s.head_dim;
         let raw = if self.table.layers.first().is_some_and(|l| l.qk_norms.is_some()) { t * q } else { 0 };
         LayerActs {
-            normed: b.zeros(t * d),
-            rstd: b.zeros(t),
-            raw: b.zeros(raw),
-            qkv: b.zeros(t * q),
-            attended: b.zeros(t * hc),
-            lse: b.zeros(t * s.num_heads),
-            middle: b.zeros(t * d),
-            normed2: b.zeros(t * d),
-            rstd2: b.zeros(t),
-            gate_up: b.zeros(t * 2 * f),
-            gated: b.zeros(t * f),
+            normed: b.scratch(t * d),
+            rstd: b.scratch(t),
+            raw: b.scratch(raw),
+            qkv: b.scratch(t * q),
+            attended: b.scratch(t * hc),
+            lse: b.scratch(t * s.num_heads),
+            middle: b.scratch(t * d),
+            normed2: b.scratch(t * d),
+            rstd2: b.scratch(t),
+            gate_up: b.scratch(t * 2 * f),
+            gated: b.scratch(t * f),
         }
     }
 
@@ -203,15 +203,13 @@ impl<B: Backend> Decoder<B> {
         b.matmul(&acts.normed, &linears.qkv, index.qkv_bias.map(|i| &self.params[i]), &mut acts.qkv, false);
         let norms = self.qk_norms(l);
         if keep_raw && norms.is_some() {
-            b.clear(&mut acts.raw);
-            b.add(&mut acts.raw, &acts.qkv);
+            b.copy(&mut acts.raw, &acts.qkv);
         }
         b.rope(heads, &mut acts.qkv, spans, &self.rope, norms);
         b.write_kv(heads, kv, l, &acts.qkv, spans);
         b.attention(heads, kv, l, &acts.qkv, spans, &mut acts.attended, &mut acts.lse);
         b.matmul(&acts.attended, &linears.o, None, x, true);
-        b.clear(&mut acts.middle);
-        b.add(&mut acts.middle, x);
+        b.copy(&mut acts.middle, x);
         b.rmsnorm(&acts.middle, &self.params[index.post_norm], eps, &mut acts.normed2, &mut acts.rstd2);
         b.matmul(&acts.normed2, &linears.gate_up, None, &mut acts.gate_up, false);
         b.swiglu(&acts.gate_up, self.spec.intermediate_size, &mut acts.gated);

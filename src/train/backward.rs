@@ -55,13 +55,13 @@ impl<B: Backend> Pass<'_, B> {
         let mut x = b.embed(self.tokens, &decoder.params[table.embed], d);
         let mut kept: Vec<(B::Buf, LayerActs<B>)> = Vec::with_capacity(table.layers.len());
         for l in 0..table.layers.len() {
-            let mut input = b.zeros(t * d);
-            b.add(&mut input, &x);
+            let mut input = b.scratch(t * d);
+            b.copy(&mut input, &x);
             let mut acts = decoder.layer_acts(t);
             decoder.layer_forward(b, l, &mut x, &mut acts, self.kv, self.spans, true);
             kept.push((input, acts));
         }
-        let (mut hidden, mut rstd) = (b.zeros(t * d), b.zeros(t));
+        let (mut hidden, mut rstd) = (b.scratch(t * d), b.scratch(t));
         let norm = &decoder.params[table.norm];
         b.rmsnorm(&x, norm, decoder.spec().rms_norm_eps as f32, &mut hidden, &mut rstd);
         let mut d_hidden = b.zeros(t * d);
@@ -85,20 +85,20 @@ impl<B: Backend> Pass<'_, B> {
         let q = hc + 2 * spec.num_kv_heads * spec.head_dim;
 
         b.matmul_backward_weight(dx, &acts.gated, d, f, &mut grads[index.down]);
-        let mut d_gated = b.zeros(t * f);
+        let mut d_gated = b.scratch(t * f);
         b.matmul_backward_input(dx, &linears.down, &mut d_gated, false);
-        let mut d_gate_up = b.zeros(t * 2 * f);
+        let mut d_gate_up = b.scratch(t * 2 * f);
         b.swiglu_backward(&acts.gate_up, &d_gated, f, &mut d_gate_up);
         b.matmul_backward_weight(&d_gate_up, &acts.normed2, 2 * f, d, &mut grads[index.gate_up]);
-        let mut d_normed = b.zeros(t * d);
+        let mut d_normed = b.scratch(t * d);
         b.matmul_backward_input(&d_gate_up, &linears.gate_up, &mut d_normed, false);
         let norm = &params[index.post_norm];
         b.rmsnorm_backward(&acts.middle, norm, &acts.rstd2, &d_normed, dx, &mut grads[index.post_norm]);
 
         b.matmul_backward_weight(dx, &acts.attended, d, hc, &mut grads[index.o]);
-        let mut d_attended = b.zeros(t * hc);
+        let mut d_attended = b.scratch(t * hc);
         b.matmul_backward_input(dx, &linears.o, &mut d_attended, false);
-        let mut dqkv = b.zeros(t * q);
+        let mut dqkv = b.scratch(t * q);
         let (qkv, out, lse) = (&acts.qkv, &acts.attended, &acts.lse);
         b.attention_backward(heads, self.kv, l, qkv, out, lse, &d_attended, self.spans, &mut dqkv);
         let dnorms = index.qk_norms.map(|(a, z)| {

@@ -5,7 +5,7 @@
 //! blocks' parts of the key and value gradients in the order of positions.
 
 use crate::compute::cpu::attention::{SeqKv, soften_row};
-use crate::compute::cpu::gemm::{Isa, Left, PANEL, Right, product};
+use crate::compute::cpu::gemm::{Isa, Left, PANEL, Right, copy_part, product};
 use crate::compute::cpu::math::{dot, exp, ln};
 use crate::compute::cpu::rows::multiversion;
 use crate::compute::ops::{Heads, PAGE};
@@ -52,11 +52,10 @@ fn panels_len(rows: usize, c: usize) -> usize {
 /// Copies rows of `c` columns into panels of 16 columns, `[C/16][rows][16]`.
 fn pack<'a>(rows: impl ExactSizeIterator<Item = &'a [f32]>, c: usize, out: &mut Vec<f32>) {
     let count = rows.len();
-    out.clear();
     out.resize(panels_len(count, c), 0.0);
     for (i, row) in rows.enumerate() {
         for (p, part) in row.chunks(PANEL).enumerate() {
-            out[(p * count + i) * PANEL..][..part.len()].copy_from_slice(part);
+            copy_part::<PANEL>(part, part.len(), &mut out[(p * count + i) * PANEL..]);
         }
     }
 }

@@ -172,6 +172,10 @@ impl Backend for CpuBackend {
         self.store.zeros(len)
     }
 
+    fn scratch(&self, len: usize) -> CpuBuf {
+        self.store.scratch(len)
+    }
+
     fn upload(&self, values: &[f32]) -> CpuBuf {
         self.store.copy_of(values)
     }
@@ -186,6 +190,10 @@ impl Backend for CpuBackend {
 
     fn clear(&self, buf: &mut CpuBuf) {
         buf.fill(0.0);
+    }
+
+    fn copy(&self, y: &mut CpuBuf, x: &CpuBuf) {
+        y.copy_from_slice(x);
     }
 
     fn add(&self, y: &mut CpuBuf, x: &CpuBuf) {
@@ -225,7 +233,7 @@ impl Backend for CpuBackend {
     }
 
     fn embed(&self, tokens: &[u32], table_vd: &CpuBuf, d: usize) -> CpuBuf {
-        let mut x = self.zeros(tokens.len() * d);
+        let mut x = self.scratch(tokens.len() * d);
         for (t, row) in tokens.iter().zip(x.chunks_exact_mut(d)) {
             row.copy_from_slice(&table_vd[*t as usize * d..][..d]);
         }

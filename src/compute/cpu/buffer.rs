@@ -28,19 +28,27 @@ fn capacity(len: usize) -> usize {
 impl Store {
     /// An array of zeros.
     pub fn zeros(self: &Arc<Self>, len: usize) -> CpuBuf {
+        let mut zeros = self.scratch(len);
+        zeros.fill(0.0);
+        zeros
+    }
+
+    /// An array of any values.
+    pub fn scratch(self: &Arc<Self>, len: usize) -> CpuBuf {
         let mut data = if len < MIN_LEN { Vec::new() } else { self.take(capacity(len)) };
+        data.truncate(len);
         data.resize(len, 0.0);
         CpuBuf { data, store: self.clone() }
     }
 
     /// An array with these values.
     pub fn copy_of(self: &Arc<Self>, values: &[f32]) -> CpuBuf {
-        let mut data = if values.len() < MIN_LEN { Vec::new() } else { self.take(capacity(values.len())) };
-        data.extend_from_slice(values);
-        CpuBuf { data, store: self.clone() }
+        let mut copy = self.scratch(values.len());
+        copy.copy_from_slice(values);
+        copy
     }
 
-    /// An empty array of this capacity.
+    /// An array of this capacity, as it was left or empty.
     fn take(&self, capacity: usize) -> Vec<f32> {
         let mut unused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let found = unused.by_capacity.get_mut(&capacity).and_then(Vec::pop);
@@ -50,11 +58,10 @@ impl Store {
         found.unwrap_or_else(|| Vec::with_capacity(capacity))
     }
 
-    fn give_back(&self, mut data: Vec<f32>) {
+    fn give_back(&self, data: Vec<f32>) {
         let capacity = data.capacity();
         let mut unused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if capacity >= MIN_LEN && unused.total + capacity <= MAX_UNUSED {
-            data.clear();
             unused.total += capacity;
             unused.by_capacity.entry(capacity).or_default().push(data);
         }

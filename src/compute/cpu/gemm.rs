@@ -92,7 +92,7 @@ impl Packed {
         self.data.par_chunks_mut(PANEL * n).enumerate().for_each(|(p, panel)| {
             let width = PANEL.min(k - p * PANEL);
             for (i, out) in panel.chunks_exact_mut(PANEL).enumerate() {
-                out[..width].copy_from_slice(&w[i * k + p * PANEL..][..width]);
+                copy_part::<PANEL>(&w[i * k + p * PANEL..], width, out);
             }
         });
     }
@@ -275,6 +275,17 @@ pub struct OuterScratch {
     panels: Vec<f32>,
 }
 
+/// Copies `width` of N values and zeros for the rest; the usual N of N without a call.
+#[inline(always)]
+pub fn copy_part<const N: usize>(from: &[f32], width: usize, to: &mut [f32]) {
+    if let (true, Some(from), Some(to)) = (width == N, from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+        *to = *from;
+    } else {
+        to[..width].copy_from_slice(&from[..width]);
+        to[width..N].fill(0.0);
+    }
+}
+
 /// Rows that one pass of [`outer`] packs.
 const OUTER_ROWS: usize = 256;
 
@@ -291,14 +302,13 @@ pub fn outer(isa: Isa, dy_tn: &[f32], x_tk: &[f32], n: usize, k: usize, g_nk: &m
         scratch.rows.par_chunks_mut(TILE_ROWS * OUTER_ROWS).enumerate().with_min_len(8).for_each(|(s, strip)| {
             let width = TILE_ROWS.min(n - s * TILE_ROWS);
             for (t, out) in strip.chunks_exact_mut(TILE_ROWS).take(count).enumerate() {
-                out[..width].copy_from_slice(&dy[t * n + s * TILE_ROWS..][..width]);
+                copy_part::<TILE_ROWS>(&dy[t * n + s * TILE_ROWS..], width, out);
             }
         });
         scratch.panels.par_chunks_mut(PANEL * OUTER_ROWS).enumerate().with_min_len(4).for_each(|(p, panel)| {
             let width = PANEL.min(k - p * PANEL);
             for (t, out) in panel.chunks_exact_mut(PANEL).take(count).enumerate() {
-                out[..width].copy_from_slice(&x[t * k + p * PANEL..][..width]);
-                out[width..].fill(0.0);
+                copy_part::<PANEL>(&x[t * k + p * PANEL..], width, out);
             }
         });
         let (strip_data, panel_data) = (&scratch.rows, &scratch.panels);
