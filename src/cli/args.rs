@@ -153,7 +153,7 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
     /// Tokens to train on
-    #[arg(long, value_name = "N", default_value_t = 24_000_000)]
+    #[arg(long, value_name = "N", default_value_t = 16_000_000)]
     pub tokens: u64,
     /// Seed of weights and programs
     #[arg(long, value_name = "N", default_value_t = 1)]
