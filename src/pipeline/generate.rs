@@ -375,11 +375,11 @@ impl Round {
             }
         };
         let normal_form = verdict.normal_form.clone().unwrap_or_default();
-        if cx.rules.duplicates == Duplicates::Refuse && cx.buffers.of(proposal.config.kind).has_form(&normal_form) {
+        let task = Arc::new(draft.into_task(outputs, normal_form, proposal.id >> 32));
+        if cx.rules.duplicates == Duplicates::Refuse && cx.buffers.of(task.kind).has(&task) {
             proposal.rejection = Some(DUPLICATE.to_owned());
             return Ok(());
         }
-        let task = Arc::new(draft.into_task(outputs, normal_form, proposal.id >> 32));
         let solver = Config { kind: proposal.config.kind, role: Role::Solve };
         let prompt: Arc<[u32]> = cx.codec.encode(&prompt::solver(cx.rules.format, &task)).into();
         if cx.rules.room(solver, prompt.len()).is_none() {

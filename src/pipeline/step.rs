@@ -166,7 +166,7 @@ impl<B: Backend> Run<B> {
         }
         let mut known: HashSet<(TaskKind, String)> = HashSet::new();
         for p in &mut round.proposals {
-            if p.task.as_ref().is_some_and(|t| !known.insert((t.kind, t.normal_form.clone()))) {
+            if p.task.as_ref().is_some_and(|t| !known.insert((t.kind, t.likeness()))) {
                 p.task = None;
                 p.rejection = Some(DUPLICATE.to_owned());
             }

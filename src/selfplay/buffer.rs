@@ -34,7 +34,7 @@ pub enum TaskSampling {
 #[derive(Debug, Clone, Default)]
 pub struct Buffer {
     tasks: VecDeque<Arc<Task>>,
-    forms: HashMap<String, usize>,
+    known: HashMap<String, usize>,
     capacity: usize,
 }
 
@@ -42,27 +42,28 @@ impl Buffer {
     /// An empty buffer for at most `capacity` tasks.
     pub fn new(capacity: usize) -> Self {
         assert!(capacity > 0, "a buffer holds something");
-        Buffer { tasks: VecDeque::new(), forms: HashMap::new(), capacity }
+        Buffer { tasks: VecDeque::new(), known: HashMap::new(), capacity }
     }
 
     /// Stores a task; the oldest makes room.
     pub fn push(&mut self, task: Arc<Task>) {
         if self.tasks.len() == self.capacity
             && let Some(oldest) = self.tasks.pop_front()
-            && let Some(count) = self.forms.get_mut(&oldest.normal_form)
+            && let likeness = oldest.likeness()
+            && let Some(count) = self.known.get_mut(&likeness)
         {
             *count -= 1;
             if *count == 0 {
-                self.forms.remove(&oldest.normal_form);
+                self.known.remove(&likeness);
             }
         }
-        *self.forms.entry(task.normal_form.clone()).or_insert(0) += 1;
+        *self.known.entry(task.likeness()).or_insert(0) += 1;
         self.tasks.push_back(task);
     }
 
-    /// Whether a program like this, up to renaming, is there.
-    pub fn has_form(&self, normal_form: &str) -> bool {
-        self.forms.contains_key(normal_form)
+    /// Whether a task like this is there ([`Task::likeness`]).
+    pub fn has(&self, task: &Task) -> bool {
+        self.known.contains_key(&task.likeness())
     }
 
     /// Number of tasks.
@@ -179,10 +180,10 @@ mod tests {
         let mut buffer = Buffer::new(4);
         (0..6).for_each(|i| buffer.push(task(i)));
         assert_eq!(buffer.iter().map(|t| t.step).collect::<Vec<_>>(), [2, 3, 4, 5]);
-        assert!(buffer.has_form("form 0") && !buffer.has_form("form 9"));
+        assert!(buffer.has(&task(0)) && !buffer.has(&Task::identity(TaskKind::Deduction)));
         let mut one = Buffer::new(1);
         (0..2).for_each(|i| one.push(task(i)));
-        assert!(!one.has_form("form 0") && one.has_form("form 1"));
+        assert!(!one.has(&task(0)) && one.has(&task(1)));
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub enum SolverTasks {
     SameStep,
 }
 
-/// What happens to a proposal that is in its buffer already, up to renaming.
+/// What happens to a proposal that is in its buffer already: the same program up to renaming, and for induction the same
+/// inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Duplicates {

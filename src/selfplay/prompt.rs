@@ -2,11 +2,13 @@
 //!
 //! Compact, with the response after the arrow (P program, I input, O output, M message):
 //!
-//!     propose   <|propose_deduction|> (<|code|>P<|input|>I<|output|>O)* <|code|>     -> P<|input|>I<|end|>
-//!               <|propose_induction|><|code|>P<|input|>                               -> I(<|input|>I)*9<|message|>M<|end|>
-//!     abduction <|abduce|><|code|>P<|output|>O<|input|>                               -> I<|end|>
-//!     deduction <|deduce|><|code|>P<|input|>I<|output|>                               -> O<|end|>
-//!     induction <|induce|> (<|input|>I<|output|>O)*5 <|message|>M<|code|>             -> P<|end|>
+//! ```text
+//! propose   <|propose_deduction|> (<|code|>P<|input|>I<|output|>O)* <|code|>     -> P<|input|>I<|end|>
+//!           <|propose_induction|><|code|>P<|input|>                               -> I(<|input|>I)*9<|message|>M<|end|>
+//! abduction <|abduce|><|code|>P<|output|>O<|input|>                               -> I<|end|>
+//! deduction <|deduce|><|code|>P<|input|>I<|output|>                               -> O<|end|>
+//! induction <|induce|> (<|input|>I<|output|>O)*5 <|message|>M<|code|>             -> P<|end|>
+//! ```
 //!
 //! Not here: the way back ([`super::parse`]) and tokens ([`super::codec`]).
 

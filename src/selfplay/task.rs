@@ -134,6 +134,16 @@ impl Task {
         }
     }
 
+    /// What two tasks share that are one and the same: the program up to renaming. Induction tasks are written over
+    /// programs of the buffers, so there the inputs count too.
+    pub fn likeness(&self) -> String {
+        let mut likeness = self.normal_form.clone();
+        if self.kind == TaskKind::Induction {
+            self.pairs.iter().for_each(|p| likeness.extend(["\n", p.input.as_str()]));
+        }
+        likeness
+    }
+
     /// The input of a task with one execution.
     pub fn input(&self) -> &str {
         &self.pairs[0].input
@@ -165,6 +175,16 @@ mod tests {
             assert_eq!(config.index(), i);
         }
         assert_eq!(Config::ALL[7].to_string(), "solve_induction");
+    }
+
+    #[test]
+    fn induction_tasks_over_one_program_differ_by_their_inputs() {
+        for (kind, same) in [(TaskKind::Deduction, true), (TaskKind::Induction, false)] {
+            let (mut a, b) = (Task::identity(kind), Task::identity(kind));
+            assert_eq!(a.likeness(), b.likeness());
+            a.pairs[0].input = "2".to_owned();
+            assert_eq!(a.likeness() == b.likeness(), same, "{kind:?}");
+        }
     }
 
     #[test]
