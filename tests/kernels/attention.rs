@@ -415,9 +415,10 @@ fn tiles_are_read_without_bank_conflicts() {
 
 #[test]
 fn planted_faults_are_found() {
-    for fault in ["attention_no_wait", "attention_no_barrier", "attention_no_rescale", "attention_sees_ahead"] {
-        finds(fault, |device| check_forward(device, (heads(1, 1, 128), &[(0, 130)])));
-    }
+    finds("attention_no_wait", |device| check_forward(device, (heads(1, 1, 128), &[(0, 70)])));
+    finds("attention_no_barrier", |device| check_forward(device, (heads(1, 1, 128), &[(0, 70)])));
+    finds("attention_no_rescale", |device| check_forward(device, (heads(1, 1, 64), &[(0, 34)])));
+    finds("attention_sees_ahead", |device| check_forward(device, (heads(1, 1, 64), &[(0, 34)])));
     finds("attention_tail_not_zeroed", |device| check_forward(device, CASES[1]));
     for fault in ["decode_no_wait", "decode_no_warp_sync", "decode_early_refill"] {
         finds(fault, |device| check_decode(device, (heads(2, 1, 64), &[(90, 2)]), false));
@@ -431,7 +432,7 @@ fn planted_faults_are_found() {
     });
     finds("attention_one_member", |device| check_decode(device, two_chunks, true));
     for fault in ["delta_half_a_head", "backward_q_no_barrier", "backward_q_no_delta", "backward_kv_no_barrier"] {
-        finds(fault, |device| check_backward(device, (heads(1, 1, 64), &[(0, 130)])));
+        finds(fault, |device| check_backward(device, (heads(1, 1, 64), &[(0, 70)])));
     }
     finds("backward_kv_one_key", |device| check_backward(device, WHOLE[4]));
 }
