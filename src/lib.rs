@@ -63,6 +63,7 @@ pub mod compute {
 
     /// NVIDIA GPUs: the device layer, and one launcher per kernel.
     pub mod launch {
+        pub mod attention;
         pub mod device;
         pub mod images;
         pub mod rows;

@@ -1,0 +1,727 @@
+//! Launchers of attention: norms, rotation and page writes (`rope.cu`), many rows of a sequence
+//! (`attention_forward.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`), and their plans.
+//!
+//! Keys and values of one layer lie in pages `[pages][G][16][C]` of bf16, C being 64 or 128. Queries and outputs are
+//! `[T][H][C]`, fused rows `[T][Q]` with `Q = (H + 2 G) C`. A plan decides who computes what, never a result's bits.
+
+use std::collections::HashMap;
+
+use half::bf16;
+
+use crate::compute::launch::device::{Device, Entry, Shape, View, ViewMut, args};
+use crate::compute::ops::{Heads, PAGE, Span};
+use crate::error::Result;
+
+/// Threads of the blocks of `rope.cu`, `attention_forward.cu` and `attention_backward.cu`.
+const THREADS: u32 = 128;
+/// Rows of a block of `rope_backward`.
+const ROPE_BACKWARD_ROWS: usize = 16;
+/// Packed rows, or keys, of a block.
+const TILE_ROWS: usize = 64;
+/// Keys of one step of the online softmax.
+const BLOCK: usize = 32;
+/// Keys of one online softmax.
+pub const CHUNK: usize = 256;
+/// Slot of a row whose key and value are not kept.
+pub const NO_SLOT: u32 = u32::MAX;
+/// Warps of a block of `attention_decode.cu`, each with work of its own.
+const DECODE_WARPS: usize = 2;
+/// Packed rows of a warp, so the most query heads of a group.
+const MAX_GROUP: usize = 16;
+
+fn as_i32(n: usize) -> i32 {
+    i32::try_from(n).expect("sizes of a model and a batch fit 31 bits")
+}
+
+fn as_u32(n: usize) -> u32 {
+    u32::try_from(n).expect("sizes of a model and a batch fit 32 bits")
+}
+
+/// Checks what all kernels here take for granted.
+fn check_heads(heads: Heads) {
+    assert!(matches!(heads.head_dim, 64 | 128), "heads of 64 or 128, not {}", heads.head_dim);
+    assert!(heads.num_kv_heads > 0 && heads.num_heads.is_multiple_of(heads.num_kv_heads), "whole groups: {heads:?}");
+    assert!(heads.group() <= MAX_GROUP, "groups of at most {MAX_GROUP} query heads, not {}", heads.group());
+}
+
+/// Width of a fused row, Q.
+fn fused_width(heads: Heads) -> usize {
+    (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
+}
+
+/// Number of pages of a layer's keys and values.
+fn num_pages(heads: Heads, k_pages: usize, v_pages: usize) -> usize {
+    assert!(k_pages == v_pages && k_pages.is_multiple_of(heads.page_len()), "keys and values in whole pages");
+    k_pages / heads.page_len()
+}
+
+/// The entry point for a head width.
+fn by_width(heads: Heads, file: &'static str, narrow: &'static str, wide: &'static str) -> Entry {
+    Entry { file, name: if heads.head_dim == 64 { narrow } else { wide } }
+}
+
+/// Where rows stand: positions (rows of the angle tables) and slots (`page * 16 + place`, or [`NO_SLOT`]).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RopePlan {
+    /// Position of each row.
+    pub positions: Vec<u32>,
+    /// Slot of each row.
+    pub slots: Vec<u32>,
+}
+
+impl RopePlan {
+    /// The plan of a batch of `t` rows; rows outside all spans have position 0 and no slot.
+    pub fn new(t: usize, spans: &[Span<'_>]) -> Self {
+        let mut plan = RopePlan { positions: vec![0; t], slots: vec![NO_SLOT; t] };
+        for span in spans {
+            for i in 0..span.len {
+                let pos = span.pos + i;
+                plan.positions[span.row + i] = as_u32(pos);
+                plan.slots[span.row + i] = span.pages[pos / PAGE] * PAGE as u32 + (pos % PAGE) as u32;
+            }
+        }
+        plan
+    }
+}
+
+/// Angle tables, `[positions][C / 2]` each, and the position of every row.
+#[derive(Clone, Copy)]
+pub struct Angles<'a> {
+    /// Cosines.
+    pub cos: View<'a, f32>,
+    /// Sines.
+    pub sin: View<'a, f32>,
+    /// Positions, all inside the tables.
+    pub positions: View<'a, u32>,
+}
+
+impl Angles<'_> {
+    fn check(&self, heads: Heads, t: usize) {
+        assert!(self.cos.len() == self.sin.len() && self.cos.len().is_multiple_of(heads.head_dim / 2), "whole angles");
+        assert_eq!(self.positions.len(), t, "a position per row");
+    }
+}
+
+/// Weights `[C]` of the query and key norms, and epsilon.
+pub type HeadNorms<'a> = Option<(View<'a, bf16>, View<'a, bf16>, f32)>;
+
+/// Addresses of the norms' weights, 0 for none, and epsilon.
+fn norm_args(heads: Heads, norms: HeadNorms<'_>) -> (u64, u64, f32) {
+    let Some((q, k, eps)) = norms else { return (0, 0, 0.0) };
+    assert_eq!((q.len(), k.len()), (heads.head_dim, heads.head_dim), "norms of one head's width");
+    (q.at(), k.at(), eps)
+}
+
+/// Norms (if any), rotates and distributes fused rows: queries to `q`, keys and values to their slots. Slots must be
+/// inside the pages, and no two rows share one.
+///
+/// # Errors
+/// When the launch fails.
+pub fn rope_forward(
+    device: &Device,
+    heads: Heads,
+    qkv_tq: &View<'_, bf16>,
+    angles: Angles<'_>,
+    slots: &View<'_, u32>,
+    norms: HeadNorms<'_>,
+    q_thc: &mut ViewMut<'_, bf16>,
+    (k_pages, v_pages): (&mut ViewMut<'_, bf16>, &mut ViewMut<'_, bf16>),
+) -> Result<()> {
+    check_heads(heads);
+    let (c, t) = (heads.head_dim, slots.len());
+    angles.check(heads, t);
+    num_pages(heads, k_pages.len(), v_pages.len());
+    assert_eq!(qkv_tq.len(), t * fused_width(heads), "a fused row per slot");
+    assert_eq!(q_thc.len(), t * heads.num_heads * c, "queries of {t} rows");
+    let (wq, wk, eps) = norm_args(heads, norms);
+    let entry = Entry { file: "rope", name: "rope_forward" };
+    let (from, to) = (qkv_tq.at(), (q_thc.at(), k_pages.at(), v_pages.at()));
+    let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
+    let args = args![
+        from,
+        angles.cos.at(),
+        angles.sin.at(),
+        angles.positions.at(),
+        slots.at(),
+        wq,
+        wk,
+        eps,
+        to.0,
+        to.1,
+        to.2,
+        as_i32(t),
+        h,
+        g,
+        as_i32(c)
+    ];
+    let blocks = as_u32((t * fused_width(heads) / 16).div_ceil(THREADS as usize));
+    // SAFETY: threads past the last head store nothing; lengths are asserted above, and the plan names positions and
+    // slots of the sequences' own pages.
+    unsafe { device.launch(entry, Shape::new((blocks, 1, 1), THREADS), args) }
+}
+
+/// Floats of scratch that [`rope_backward`] needs for `t` rows with norms: first the query norm's partial sums, then as
+/// many of the key norm.
+pub fn rope_scratch(t: usize, heads: Heads) -> usize {
+    2 * t.div_ceil(ROPE_BACKWARD_ROWS) * heads.head_dim
+}
+
+/// Backward of [`rope_forward`] in place; `raw` are its fused rows (read with norms only). With norms, `partial` (of
+/// [`rope_scratch`] floats, else empty) gets partial sums of their gradients: its halves go to
+/// [`crate::compute::launch::rows::add_partials`].
+///
+/// # Errors
+/// When the launch fails.
+pub fn rope_backward(
+    device: &Device,
+    heads: Heads,
+    dqkv_tq: &mut ViewMut<'_, bf16>,
+    raw_tq: &View<'_, bf16>,
+    angles: Angles<'_>,
+    norms: HeadNorms<'_>,
+    partial: &mut ViewMut<'_, f32>,
+) -> Result<()> {
+    check_heads(heads);
+    let t = angles.positions.len();
+    angles.check(heads, t);
+    assert_eq!(dqkv_tq.len(), t * fused_width(heads), "a fused row per position");
+    if norms.is_some() {
+        assert_eq!((raw_tq.len(), partial.len()), (dqkv_tq.len(), rope_scratch(t, heads)), "arrays for {t} rows");
+    }
+    let (wq, wk, eps) = norm_args(heads, norms);
+    let entry = Entry { file: "rope", name: "rope_backward" };
+    let (h, g, c) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), as_i32(heads.head_dim));
+    let (cos, sin, positions) = (angles.cos.at(), angles.sin.at(), angles.positions.at());
+    let args = args![dqkv_tq.at(), raw_tq.at(), cos, sin, positions, wq, wk, eps, partial.at(), as_i32(t), h, g, c];
+    let blocks = as_u32(t.div_ceil(ROPE_BACKWARD_ROWS));
+    // SAFETY: one block per 16 rows; lengths are asserted above.
+    unsafe { device.launch(entry, Shape::new((blocks, 1, 1), THREADS), args) }
+}
+
+/// Who computes what for many rows of each sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanPlan {
+    /// Per sequence: first row, rows, first position, where its pages begin in `pages`.
+    pub spans: Vec<[u32; 4]>,
+    /// Tiles of 64 packed rows: (span, tile). Those with the most keys come first.
+    pub row_tiles: Vec<[u32; 2]>,
+    /// Tiles of 64 keys: (span, tile). Those that most rows see come first.
+    pub key_tiles: Vec<[u32; 2]>,
+    /// Pages of all sequences.
+    pub pages: Vec<u32>,
+    /// Rows that the batch must have.
+    pub num_rows: usize,
+    /// Pages that the layer must have.
+    pub num_pages: usize,
+    whole: bool,
+}
+
+impl SpanPlan {
+    /// The plan of a batch. Spans do not share rows.
+    pub fn new(heads: Heads, spans: &[Span<'_>]) -> Self {
+        let mut plan = SpanPlan {
+            spans: Vec::new(),
+            row_tiles: Vec::new(),
+            key_tiles: Vec::new(),
+            pages: Vec::new(),
+            num_rows: 0,
+            num_pages: 0,
+            whole: spans.iter().all(|s| s.pos == 0),
+        };
+        for (i, span) in spans.iter().enumerate() {
+            let end = span.pos + span.len;
+            let pages = &span.pages[..end.div_ceil(PAGE)];
+            let at = as_u32(plan.pages.len());
+            plan.spans.push([as_u32(span.row), as_u32(span.len), as_u32(span.pos), at]);
+            plan.pages.extend_from_slice(pages);
+            plan.num_rows = plan.num_rows.max(span.row + span.len);
+            plan.num_pages = plan.num_pages.max(pages.iter().max().map_or(0, |p| *p as usize + 1));
+            let packed = span.len * heads.group();
+            plan.row_tiles.extend((0..packed.div_ceil(TILE_ROWS)).map(|t| [i as u32, as_u32(t)]));
+            if span.len > 0 {
+                plan.key_tiles.extend((0..end.div_ceil(TILE_ROWS)).map(|t| [i as u32, as_u32(t)]));
+            }
+        }
+        let spans = &plan.spans;
+        let last_key = |[s, tile]: [u32; 2]| {
+            let [_, len, pos, _] = spans[s as usize];
+            pos as usize + ((tile as usize + 1) * TILE_ROWS).div_ceil(heads.group()).min(len as usize)
+        };
+        plan.row_tiles.sort_by_key(|t| std::cmp::Reverse(last_key(*t)));
+        plan.key_tiles.sort_by_key(|[s, tile]| {
+            std::cmp::Reverse(
+                spans[*s as usize][1] as usize - (*tile as usize * TILE_ROWS).min(spans[*s as usize][1] as usize),
+            )
+        });
+        plan
+    }
+
+    /// All lists in one array, as they are uploaded.
+    pub fn packed(&self) -> Vec<u32> {
+        [self.spans.as_flattened(), self.row_tiles.as_flattened(), self.key_tiles.as_flattened(), &self.pages].concat()
+    }
+
+    /// Addresses of spans, row tiles, key tiles and pages in the uploaded array.
+    fn parts(&self, packed: &View<'_, u32>) -> [u64; 4] {
+        let lens = [4 * self.spans.len(), 2 * self.row_tiles.len(), 2 * self.key_tiles.len(), self.pages.len()];
+        assert_eq!(packed.len(), lens.iter().sum::<usize>(), "the plan's own array");
+        let mut from = 0;
+        lens.map(|len| {
+            let at = packed.part(from, len).at();
+            from += len;
+            at
+        })
+    }
+}
+
+/// Grid of a list of tiles for every group.
+fn tile_grid(heads: Heads, tiles: usize) -> (u32, u32, u32) {
+    (as_u32(tiles), as_u32(heads.num_kv_heads), 1)
+}
+
+/// Bytes of dynamic shared memory of the kernels for tiles: `tiles` of 64 rows, `stages` of 32 keys and values (or two
+/// arrays of rows), and with `totals` an f32 tile.
+fn tile_smem(heads: Heads, tiles: usize, stages: usize, totals: bool) -> u32 {
+    let c = heads.head_dim;
+    as_u32(tiles * TILE_ROWS * c * 2 + stages * BLOCK * c * 4 + if totals { TILE_ROWS * c * 4 } else { 0 })
+}
+
+/// Keys and values of one layer.
+pub type Layer<'a> = (&'a View<'a, bf16>, &'a View<'a, bf16>);
+
+/// Causal attention of the plan's rows over their sequences' pages: `out[T][H][C]`, `lse[T][H]`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_forward(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&SpanPlan, &View<'_, u32>),
+    q_thc: &View<'_, bf16>,
+    (k_pages, v_pages): Layer<'_>,
+    out_thc: &mut ViewMut<'_, bf16>,
+    lse_th: &mut ViewMut<'_, f32>,
+) -> Result<()> {
+    check_heads(heads);
+    let rows = lse_th.len() / heads.num_heads;
+    let width = heads.num_heads * heads.head_dim;
+    assert_eq!((q_thc.len(), out_thc.len()), (rows * width, rows * width), "queries and outputs of {rows} rows");
+    assert!(plan.num_rows <= rows && plan.num_pages <= num_pages(heads, k_pages.len(), v_pages.len()), "the plan fits");
+    let entry = by_width(heads, "attention_forward", "attention_forward_64", "attention_forward_128");
+    let [spans, tiles, _, pages] = plan.parts(packed);
+    let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
+    let (from, to) = (q_thc.at(), (out_thc.at(), lse_th.at()));
+    let args = args![from, k_pages.at(), v_pages.at(), spans, tiles, pages, to.0, to.1, h, g, heads.scale()];
+    let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 1, 3, true));
+    // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
+    unsafe { device.launch(entry, shape, args) }
+}
+
+/// `delta[T][H] = out . dout`, which both backward kernels read.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_delta(
+    device: &Device,
+    heads: Heads,
+    out_thc: &View<'_, bf16>,
+    dout_thc: &View<'_, bf16>,
+    delta_th: &mut ViewMut<'_, f32>,
+) -> Result<()> {
+    check_heads(heads);
+    let (c, rows) = (heads.head_dim, delta_th.len() / heads.num_heads);
+    let len = rows * heads.num_heads * c;
+    assert_eq!((out_thc.len(), dout_thc.len(), delta_th.len()), (len, len, rows * heads.num_heads), "{rows} rows");
+    let entry = Entry { file: "attention_backward", name: "attention_delta" };
+    let args = args![out_thc.at(), dout_thc.at(), delta_th.at(), as_i32(rows), as_i32(heads.num_heads), as_i32(c)];
+    let blocks = as_u32((len / 8).div_ceil(THREADS as usize));
+    // SAFETY: threads past the last head store nothing; lengths are asserted above.
+    unsafe { device.launch(entry, Shape::new((blocks, 1, 1), THREADS), args) }
+}
+
+/// What attention's backward pass reads.
+#[derive(Clone, Copy)]
+pub struct Saved<'a> {
+    /// Queries, normed and rotated.
+    pub q_thc: View<'a, bf16>,
+    /// Gradients of the outputs.
+    pub dout_thc: View<'a, bf16>,
+    /// Log-sum-exp of the forward pass.
+    pub lse_th: View<'a, f32>,
+    /// Result of [`attention_delta`].
+    pub delta_th: View<'a, f32>,
+}
+
+/// Arguments that both backward kernels take, with the list of tiles in question.
+fn check_backward(heads: Heads, plan: &SpanPlan, saved: Saved<'_>, (k, v): Layer<'_>, dqkv_tq: &ViewMut<'_, bf16>) {
+    check_heads(heads);
+    assert!(plan.whole, "the backward pass takes whole sequences");
+    let rows = saved.lse_th.len() / heads.num_heads;
+    let width = heads.num_heads * heads.head_dim;
+    assert_eq!((saved.q_thc.len(), saved.dout_thc.len()), (rows * width, rows * width), "arrays of {rows} rows");
+    assert_eq!((saved.delta_th.len(), dqkv_tq.len()), (saved.lse_th.len(), rows * fused_width(heads)), "{rows} rows");
+    assert!(plan.num_rows <= rows && plan.num_pages <= num_pages(heads, k.len(), v.len()), "the plan fits");
+}
+
+/// Arguments of the two backward kernels.
+macro_rules! backward_args {
+    ($heads:expr, $saved:expr, $layer:expr, $spans:expr, $tiles:expr, $pages:expr, $dqkv:expr) => {
+        args![
+            $saved.q_thc.at(),
+            $layer.0.at(),
+            $layer.1.at(),
+            $saved.dout_thc.at(),
+            $saved.lse_th.at(),
+            $saved.delta_th.at(),
+            $spans,
+            $tiles,
+            $pages,
+            $dqkv.at(),
+            as_i32($heads.num_heads),
+            as_i32($heads.num_kv_heads),
+            $heads.scale()
+        ]
+    };
+}
+
+/// Gradients of the queries of whole sequences, into the heads' places of `dqkv`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_backward_q(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&SpanPlan, &View<'_, u32>),
+    saved: Saved<'_>,
+    layer: Layer<'_>,
+    dqkv_tq: &mut ViewMut<'_, bf16>,
+) -> Result<()> {
+    check_backward(heads, plan, saved, layer, dqkv_tq);
+    let entry = by_width(heads, "attention_backward", "attention_backward_q_64", "attention_backward_q_128");
+    let [spans, tiles, _, pages] = plan.parts(packed);
+    let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 2, 3, false));
+    // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
+    unsafe { device.launch(entry, shape, backward_args!(heads, saved, layer, spans, tiles, pages, dqkv_tq)) }
+}
+
+/// Gradients of the keys and values of whole sequences, into their places of `dqkv`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_backward_kv(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&SpanPlan, &View<'_, u32>),
+    saved: Saved<'_>,
+    layer: Layer<'_>,
+    dqkv_tq: &mut ViewMut<'_, bf16>,
+) -> Result<()> {
+    check_backward(heads, plan, saved, layer, dqkv_tq);
+    let entry = by_width(heads, "attention_backward", "attention_backward_kv_64", "attention_backward_kv_128");
+    let [spans, _, tiles, pages] = plan.parts(packed);
+    let shape = Shape::new(tile_grid(heads, plan.key_tiles.len()), THREADS).smem(tile_smem(heads, 2, 2, false));
+    // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
+    unsafe { device.launch(entry, shape, backward_args!(heads, saved, layer, spans, tiles, pages, dqkv_tq)) }
+}
+
+/// One sequence that decodes a row: row s of the batch belongs to sequence s.
+#[derive(Debug, Clone, Copy)]
+pub struct DecodeSeq<'a> {
+    /// Keys that the row sees, its own among them; 0 for a row that is only there to fill the batch.
+    pub len: usize,
+    /// The sequence's page table.
+    pub pages: &'a [u32],
+}
+
+/// Who computes which chunk of which sequence's keys. A chunk whose pages several sequences share (all of it, as the
+/// prompt of several samples is) is read once for as many of them as fit a tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodePlan {
+    /// Per sequence: keys, where its pages begin in `pages`.
+    pub sequences: Vec<[u32; 2]>,
+    /// Where each sequence's parts begin, and the end.
+    pub starts: Vec<u32>,
+    /// Chunks of one sequence: (sequence, chunk).
+    pub own: Vec<[u32; 2]>,
+    /// Shared chunks: (chunk, where its sequences begin in `members`, how many).
+    pub shared: Vec<[u32; 3]>,
+    /// Sequences of shared chunks.
+    pub members: Vec<u32>,
+    /// Pages of all sequences.
+    pub pages: Vec<u32>,
+    /// Pages that the layer must have.
+    pub num_pages: usize,
+}
+
+impl DecodePlan {
+    /// The plan of a batch; with `share` false no chunk is shared.
+    pub fn new(heads: Heads, sequences: &[DecodeSeq<'_>], share: bool) -> Self {
+        const CHUNK_PAGES: usize = CHUNK / PAGE;
+        let (mut plan, mut groups) = (
+            DecodePlan {
+                sequences: Vec::new(),
+                starts: vec![0],
+                own: Vec::new(),
+                shared: Vec::new(),
+                members: Vec::new(),
+                pages: Vec::new(),
+                num_pages: 0,
+            },
+            Vec::<(usize, Vec<u32>)>::new(),
+        );
+        let mut known: HashMap<(usize, &[u32]), usize> = HashMap::new();
+        for (s, sequence) in sequences.iter().enumerate() {
+            let pages = &sequence.pages[..sequence.len.div_ceil(PAGE)];
+            plan.sequences.push([as_u32(sequence.len), as_u32(plan.pages.len())]);
+            plan.pages.extend_from_slice(pages);
+            plan.num_pages = plan.num_pages.max(pages.iter().max().map_or(0, |p| *p as usize + 1));
+            let chunks = sequence.len.div_ceil(CHUNK);
+            plan.starts.push(plan.starts[s] + as_u32(chunks));
+            for chunk in 0..chunks {
+                if share && (chunk + 1) * CHUNK <= sequence.len {
+                    let pages = &pages[chunk * CHUNK_PAGES..][..CHUNK_PAGES];
+                    let group = *known.entry((chunk, pages)).or_insert(groups.len());
+                    if group < groups.len() {
+                        groups[group].1.push(as_u32(s));
+                        continue;
+                    }
+                }
+                groups.push((chunk, vec![as_u32(s)]));
+            }
+        }
+        for (chunk, members) in groups {
+            for members in members.chunks(TILE_ROWS / heads.group()) {
+                if let [s] = members {
+                    plan.own.push([*s, as_u32(chunk)]);
+                    continue;
+                }
+                plan.shared.push([as_u32(chunk), as_u32(plan.members.len()), as_u32(members.len())]);
+                plan.members.extend_from_slice(members);
+            }
+        }
+        plan
+    }
+
+    /// Number of parts of all sequences.
+    fn num_parts(&self) -> usize {
+        self.starts.last().map_or(0, |n| *n as usize)
+    }
+
+    /// Floats of scratch: outputs, and maxima with sums, of all parts.
+    pub fn scratch(&self, heads: Heads) -> (usize, usize) {
+        let parts = self.num_parts() * heads.num_heads;
+        (parts * heads.head_dim, parts * 2)
+    }
+
+    /// All lists in one array, as they are uploaded.
+    pub fn packed(&self) -> Vec<u32> {
+        let (own, shared) = (self.own.as_flattened(), self.shared.as_flattened());
+        [self.sequences.as_flattened(), &self.starts, own, shared, &self.members, &self.pages].concat()
+    }
+
+    /// Addresses of sequences, starts, own chunks, shared chunks, members and pages in the uploaded array.
+    fn parts(&self, packed: &View<'_, u32>) -> [u64; 6] {
+        let lens = [
+            2 * self.sequences.len(),
+            self.starts.len(),
+            2 * self.own.len(),
+            3 * self.shared.len(),
+            self.members.len(),
+            self.pages.len(),
+        ];
+        assert_eq!(packed.len(), lens.iter().sum::<usize>(), "the plan's own array");
+        let mut from = 0;
+        lens.map(|len| {
+            let at = packed.part(from, len).at();
+            from += len;
+            at
+        })
+    }
+}
+
+/// Scratch of decoding, of [`DecodePlan::scratch`] floats: outputs, and maxima with sums.
+pub type Parts<'a, 'b> = (&'a mut ViewMut<'b, f32>, &'a mut ViewMut<'b, f32>);
+
+fn check_decode(heads: Heads, plan: &DecodePlan, q: &View<'_, bf16>, (k, v): Layer<'_>, parts: &Parts<'_, '_>) {
+    check_heads(heads);
+    let width = heads.num_heads * heads.head_dim;
+    assert_eq!(q.len(), plan.sequences.len() * width, "a row per sequence");
+    assert_eq!((parts.0.len(), parts.1.len()), plan.scratch(heads), "scratch of the plan");
+    assert!(plan.num_pages <= num_pages(heads, k.len(), v.len()), "the plan's pages are inside the layer");
+}
+
+/// Parts of the chunks that belong to one sequence each.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_decode(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    q_thc: &View<'_, bf16>,
+    layer: Layer<'_>,
+    parts: Parts<'_, '_>,
+) -> Result<()> {
+    check_decode(heads, plan, q_thc, layer, &parts);
+    let entry = by_width(heads, "attention_decode", "attention_decode_64", "attention_decode_128");
+    let [sequences, starts, own, _, _, pages] = plan.parts(packed);
+    let (h, g, units) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), plan.own.len() * heads.num_kv_heads);
+    let args = args![
+        q_thc.at(),
+        layer.0.at(),
+        layer.1.at(),
+        sequences,
+        starts,
+        own,
+        pages,
+        parts.0.at(),
+        parts.1.at(),
+        as_i32(plan.own.len()),
+        h,
+        g,
+        heads.scale()
+    ];
+    let shape = Shape::new((as_u32(units.div_ceil(DECODE_WARPS)), 1, 1), DECODE_WARPS as u32 * 32);
+    // SAFETY: one warp per chunk and group, the others leave; the plan's pages and parts are inside, as asserted.
+    unsafe { device.launch(entry, shape.smem(decode_smem(heads)), args) }
+}
+
+/// Bytes of dynamic shared memory of `attention_decode`: per warp 16 queries and 2 stages of 32 keys and values.
+fn decode_smem(heads: Heads) -> u32 {
+    as_u32(DECODE_WARPS * (MAX_GROUP * heads.head_dim * 2 + 2 * BLOCK * heads.head_dim * 4))
+}
+
+/// Parts of the chunks that several sequences share.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_shared(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    q_thc: &View<'_, bf16>,
+    layer: Layer<'_>,
+    parts: Parts<'_, '_>,
+) -> Result<()> {
+    check_decode(heads, plan, q_thc, layer, &parts);
+    let entry = by_width(heads, "attention_forward", "attention_shared_64", "attention_shared_128");
+    let [sequences, starts, _, shared, members, pages] = plan.parts(packed);
+    let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
+    let args = args![
+        q_thc.at(),
+        layer.0.at(),
+        layer.1.at(),
+        sequences,
+        starts,
+        shared,
+        members,
+        pages,
+        parts.0.at(),
+        parts.1.at(),
+        h,
+        g,
+        heads.scale()
+    ];
+    let shape = Shape::new(tile_grid(heads, plan.shared.len()), THREADS).smem(tile_smem(heads, 1, 3, false));
+    // SAFETY: one block per shared chunk and group; the plan's pages and parts are inside, as asserted.
+    unsafe { device.launch(entry, shape, args) }
+}
+
+/// Merges the parts of each sequence, in order: `out[S][H][C]`, `lse[S][H]`.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_merge(
+    device: &Device,
+    heads: Heads,
+    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    (part_o, part_ml): (&View<'_, f32>, &View<'_, f32>),
+    out_thc: &mut ViewMut<'_, bf16>,
+    lse_th: &mut ViewMut<'_, f32>,
+) -> Result<()> {
+    check_heads(heads);
+    let (c, s) = (heads.head_dim, plan.sequences.len());
+    assert_eq!((part_o.len(), part_ml.len()), plan.scratch(heads), "scratch of the plan");
+    assert_eq!((out_thc.len(), lse_th.len()), (s * heads.num_heads * c, s * heads.num_heads), "{s} rows");
+    let entry = Entry { file: "attention_decode", name: "attention_merge" };
+    let [_, starts, ..] = plan.parts(packed);
+    let args = args![starts, part_o.at(), part_ml.at(), out_thc.at(), lse_th.at(), as_i32(heads.num_heads), as_i32(c)];
+    let grid = (as_u32(s), as_u32((heads.num_heads * c / 4).div_ceil(THREADS as usize)), 1);
+    // SAFETY: blocks cover all columns of all rows; lengths are asserted above.
+    unsafe { device.launch(entry, Shape::new(grid, THREADS), args) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads { num_heads: 14, num_kv_heads: 2, head_dim: 64 };
+
+    #[test]
+    fn a_span_plan_covers_every_packed_row_and_key_once_longest_first() {
+        let pages: Vec<u32> = (0..20).collect();
+        let spans = [
+            Span { row: 0, len: 10, pos: 0, pages: &pages[..1] },
+            Span { row: 10, len: 0, pos: 0, pages: &[] },
+            Span { row: 10, len: 130, pos: 5, pages: &pages[3..] },
+        ];
+        let plan = SpanPlan::new(HEADS, &spans);
+        assert_eq!(plan.spans, [[0, 10, 0, 0], [10, 0, 0, 1], [10, 130, 5, 1]]);
+        assert_eq!((plan.pages.len(), plan.num_rows, plan.num_pages), (1 + 9, 140, 12));
+        let mut tiles = plan.row_tiles.clone();
+        assert_eq!(tiles[0], [2, 14], "the last rows see the most keys");
+        tiles.sort_unstable();
+        let want: Vec<[u32; 2]> = (0..2).map(|t| [0, t]).chain((0..15).map(|t| [2, t])).collect();
+        assert_eq!(tiles, want, "70 and 910 packed rows");
+        let mut tiles = plan.key_tiles.clone();
+        assert_eq!(tiles[0], [2, 0], "all rows see the first keys");
+        tiles.sort_unstable();
+        assert_eq!(tiles, [[0, 0], [2, 0], [2, 1], [2, 2]]);
+        assert_eq!(plan.packed().len(), 12 + 2 * 17 + 2 * 4 + 10);
+        assert!(!plan.whole);
+    }
+
+    #[test]
+    fn a_decode_plan_shares_whole_chunks_only() {
+        let prompt: Vec<u32> = (0..40).collect();
+        let with = |own: u32| [&prompt[..], &[own, own + 1]].concat();
+        let (a, b, c) = (with(100), with(200), with(300));
+        let of = |pages, len| DecodeSeq { len, pages };
+        let sequences = [of(&a, 650), of(&b, 660), of(&[], 0), of(&c, 511), of(&prompt, 512)];
+        let plan = DecodePlan::new(HEADS, &sequences, true);
+        assert_eq!(plan.starts, [0, 3, 6, 6, 8, 10]);
+        // Chunk 0 for all four, chunk 1 for those that see all of it.
+        assert_eq!(plan.shared, [[0, 0, 4], [1, 4, 3]]);
+        assert_eq!(plan.members, [0, 1, 3, 4, 0, 1, 4]);
+        assert_eq!(plan.own, [[0, 2], [1, 2], [3, 1]]);
+        assert_eq!(plan.num_pages, 202, "what a sequence does not use yet does not count");
+        assert_eq!(plan.scratch(HEADS), (10 * 14 * 64, 10 * 14 * 2));
+        let alone = DecodePlan::new(HEADS, &sequences, false);
+        assert_eq!((alone.own.len(), alone.shared.len(), &alone.starts), (10, 0, &plan.starts));
+    }
+
+    #[test]
+    fn more_samples_than_a_tile_holds_take_several() {
+        let prompt: Vec<u32> = (0..16).collect();
+        let sequences = [DecodeSeq { len: 256, pages: &prompt }; 19];
+        let plan = DecodePlan::new(HEADS, &sequences, true);
+        assert_eq!(plan.shared, [[0, 0, 9], [0, 9, 9]]);
+        assert_eq!(plan.own, [[18, 0]]);
+    }
+
+    #[test]
+    fn shared_memory_fits_every_gpu() {
+        let wide = Heads { head_dim: 128, ..HEADS };
+        assert_eq!(tile_smem(wide, 1, 3, true), 96 << 10);
+        assert_eq!((tile_smem(wide, 2, 3, false), tile_smem(wide, 2, 2, false)), (80 << 10, 64 << 10));
+        assert_eq!(decode_smem(wide), 72 << 10);
+    }
+
+    #[test]
+    fn a_rope_plan_places_rows_in_their_pages() {
+        let spans = [Span { row: 1, len: 3, pos: 15, pages: &[7, 2] }];
+        let plan = RopePlan::new(5, &spans);
+        assert_eq!(plan.positions, [0, 15, 16, 17, 0]);
+        assert_eq!(plan.slots, [NO_SLOT, 7 * 16 + 15, 2 * 16, 2 * 16 + 1, NO_SLOT]);
+    }
+}
