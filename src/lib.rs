@@ -60,6 +60,7 @@ pub mod compute {
     pub mod launch {
         pub mod device;
         pub mod images;
+        pub mod optim;
         pub mod rows;
     }
 }

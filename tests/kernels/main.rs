@@ -4,6 +4,7 @@
 mod emulator;
 mod harness;
 mod numerics;
+mod optim;
 mod prebuilt;
 mod rows;
 mod tensor;
