@@ -3,6 +3,7 @@
 
 mod emulator;
 mod harness;
+mod head;
 mod numerics;
 mod optim;
 mod prebuilt;
