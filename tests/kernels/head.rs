@@ -293,7 +293,7 @@ fn rollout_and_training_have_the_same_bits_in_any_batch() {
     let device = device();
     let all = Batch::new((131, 301, 88));
     let hows: Vec<(Draw, u32)> =
-        (0..131).map(|row| how(row)).map(|(h, p)| (Draw { temperature: h.temperature.max(0.25), ..h }, p)).collect();
+        (0..131).map(how).map(|(h, p)| (Draw { temperature: h.temperature.max(0.25), ..h }, p)).collect();
     let part = |rows: &[usize]| Batch {
         x: all.x.clone(),
         w: all.w.clone(),

@@ -148,14 +148,11 @@ fn check_f32(device: &Device, n: usize) -> Outcome {
     Ok([bytes(&state.p), bytes(&m), bytes(&v)].concat())
 }
 
-/// Moments after a step with bf16 moments, and the masters.
-fn step_bf16(
-    device: &Device,
-    state: &State,
-    h: &AdamW,
-    rounding: Rounding,
-    broken: u32,
-) -> Result<(Vec<f32>, Vec<bf16>, Vec<bf16>), String> {
+/// Masters, first and second moments.
+type Stepped = (Vec<f32>, Vec<bf16>, Vec<bf16>);
+
+/// What a step with bf16 moments makes of a state.
+fn step_bf16(device: &Device, state: &State, h: &AdamW, rounding: Rounding, broken: u32) -> Result<Stepped, String> {
     let narrow = |x: &[f32]| x.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>();
     let (weight, tail) = state.parts();
     let run = || {
