@@ -116,6 +116,7 @@ DEV float fma_f32(float x, float y, float z) {
 }
 DEV float div_f32(float x, float y) { PRIM(return __fdiv_rn(x, y), return x / y); }
 DEV float sqrt_f32(float x) { PRIM(return __fsqrt_rn(x), return __builtin_sqrtf(x)); }
+DEV double sqrt_f64(double x) { PRIM(return __dsqrt_rn(x), return __builtin_sqrt(x)); }
 DEV double fma_f64(double x, double y, double z) {
   PRIM(return __fma_rn(x, y, z), return __builtin_fma(x, y, z));
 }

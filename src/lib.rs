@@ -65,7 +65,9 @@ pub mod compute {
     pub mod launch {
         pub mod attention;
         pub mod device;
+        pub mod head;
         pub mod images;
+        pub mod optim;
         pub mod rows;
     }
 }

@@ -19,6 +19,8 @@ pub enum Purpose {
     Eval = 5,
     /// Tests and benchmarks.
     Test = 6,
+    /// Stochastic rounding of the optimiser's moments: a = step, b = parameter and moment.
+    Round = 7,
 }
 
 const MUL0: u32 = 0xD251_1F53;

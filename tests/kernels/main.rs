@@ -4,7 +4,9 @@
 mod attention;
 mod emulator;
 mod harness;
+mod head;
 mod numerics;
+mod optim;
 mod prebuilt;
 mod rope;
 mod rows;

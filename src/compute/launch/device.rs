@@ -31,6 +31,7 @@ impl Element for f32 {}
 impl Element for f64 {}
 impl Element for bf16 {}
 impl Element for u32 {}
+impl Element for u16 {}
 impl Element for u8 {}
 
 /// Turns a driver's answer into an error that says what was being done.
