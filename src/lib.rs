@@ -59,6 +59,7 @@ pub mod compute {
     /// NVIDIA GPUs: the device layer, and one launcher per kernel.
     pub mod launch {
         pub mod device;
+        pub mod gemm;
         pub mod images;
         pub mod rows;
     }

@@ -2,6 +2,7 @@
 //! GPU: `AZR_TEST_DEVICE=gpu`), and planted faults that these tests must find.
 
 mod emulator;
+mod gemm;
 mod harness;
 mod numerics;
 mod prebuilt;
