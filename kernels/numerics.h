@@ -45,6 +45,9 @@ DEV float ln_f32(float x) {
   return fma_f32(e, 0.6933594f, f + y);
 }
 
+// silu(gate) up.
+DEV float gated(float gate, float up) { return div_f32(gate, 1.0f + exp_f32(-gate)) * up; }
+
 // 1 / sqrt(x), rounded twice as on the CPU.
 DEV float rsqrt_f32(float x) { return div_f32(1.0f, sqrt_f32(x)); }
 

@@ -7,8 +7,6 @@ const int THREADS = 256;
 
 DEV float sigmoid(float x) { return div_f32(1.0f, 1.0f + exp_f32(-x)); }
 
-DEV float gated(float gate, float up) { return div_f32(gate, 1.0f + exp_f32(-gate)) * up; }
-
 struct Gradient {
   float gate, up;
 };

@@ -66,6 +66,7 @@ pub mod compute {
         pub mod attention;
         pub mod device;
         pub mod head;
+        pub mod gemm;
         pub mod images;
         pub mod optim;
         pub mod rows;

@@ -3,6 +3,7 @@
 
 mod attention;
 mod emulator;
+mod gemm;
 mod harness;
 mod head;
 mod numerics;
