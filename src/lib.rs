@@ -65,8 +65,8 @@ pub mod compute {
     pub mod launch {
         pub mod attention;
         pub mod device;
-        pub mod head;
         pub mod gemm;
+        pub mod head;
         pub mod images;
         pub mod optim;
         pub mod rows;
