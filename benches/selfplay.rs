@@ -161,6 +161,7 @@ fn peer(command: &str, dtype: &str) -> BTreeMap<String, f64> {
     let output = Command::new(program)
         .args(words)
         .args(["--model", "tiny", "--device", "cpu", "--threads", &THREADS.to_string(), "--dtype", dtype])
+        .args(if dtype == "float32" { &["--reps", "5"][..] } else { &["--reps", "1", "--warmup", "1"] })
         .output()
         .unwrap_or_else(|e| panic!("cannot start {program}: {e}"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

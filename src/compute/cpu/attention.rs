@@ -83,10 +83,11 @@ pub fn attend_row(
 fn score(isa: Isa, heads: Heads, q: &[f32], kv: SeqKv<'_>, g: usize, width: usize, scores: &mut [f32]) {
     let (c, num_pages) = (heads.head_dim, width / PAGE);
     let a = Left { data: q, row: c, step: 1 };
+    let mut sums = ZERO;
     for p in (0..num_pages).step_by(2) {
         let count = (num_pages - p).min(2);
         let keys = [kv.page(heads, p, g).0, kv.page(heads, p + count - 1, g).0];
-        let mut sums = ZERO;
+        sums[..q.len() / c].fill([0.0; 2 * PANEL]);
         tile(isa, a, q.len() / c, &keys[..count], PAGE, c, &mut sums);
         for (row, sums) in scores.chunks_exact_mut(width).zip(&sums) {
             for (x, sum) in row[p * PAGE..][..count * PAGE].iter_mut().zip(sums) {

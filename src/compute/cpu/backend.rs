@@ -474,7 +474,7 @@ impl Backend for CpuBackend {
         let mut drawn = Vec::with_capacity(draws.len());
         for draws in draws.chunks(HEAD_ROWS) {
             let x: Vec<f32> = draws.iter().flat_map(|(row, ..)| &x_td[row * d..][..d]).copied().collect();
-            let mut logits = vec![0.0; draws.len() * v];
+            let mut logits = self.scratch(draws.len() * v);
             matmul(self.isa, &x, &head.forward, None, &mut logits, false, !self.serial);
             let one = |(logits, (_, how, position)): (&mut [f32], &(usize, Draw, u32))| {
                 head::draw(self.isa, logits, how, *position, seed)

@@ -370,14 +370,28 @@ mod x86 {
                         }
                     }
                     for s in 0..count {
-                        let mut column = [$zero(); V];
-                        for v in 0..V {
-                            column[v] = $load(b[v].add(s * b_row));
-                        }
-                        for i in 0..R {
-                            let x = $set(a.add(i * row + s * step));
+                        // What there is less of stays in registers beside the sums.
+                        if R < V {
+                            let mut x = [$zero(); R];
+                            for i in 0..R {
+                                x[i] = $set(a.add(i * row + s * step));
+                            }
                             for v in 0..V {
-                                sums[i][v] = $fma(x, column[v], sums[i][v]);
+                                let column = $load(b[v].add(s * b_row));
+                                for i in 0..R {
+                                    sums[i][v] = $fma(x[i], column, sums[i][v]);
+                                }
+                            }
+                        } else {
+                            let mut column = [$zero(); V];
+                            for v in 0..V {
+                                column[v] = $load(b[v].add(s * b_row));
+                            }
+                            for i in 0..R {
+                                let x = $set(a.add(i * row + s * step));
+                                for v in 0..V {
+                                    sums[i][v] = $fma(x, column[v], sums[i][v]);
+                                }
                             }
                         }
                     }
