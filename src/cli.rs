@@ -2,6 +2,10 @@
 
 pub mod args;
 pub mod config;
+pub mod exec;
+pub mod exec_bench;
+pub mod exec_request;
+pub mod exec_soak;
 pub mod pretrain;
 pub mod score;
 pub mod train;
@@ -18,5 +22,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         None => train::train(&cli.train),
         Some(Command::Score(args)) => score::score(args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(args),
+        Some(Command::Exec(args)) => exec::exec(args),
     }
 }

@@ -75,11 +75,19 @@ pub mod compute {
 
 /// Floor 3: running programs that nobody has read.
 pub mod exec {
+    pub mod child;
+    mod constructors;
     pub mod convert;
+    pub mod json;
     pub mod literal;
+    pub mod moment;
+    pub mod normal_form;
+    pub mod number;
     pub mod policy;
     pub mod pool;
     pub mod protocol;
+    mod repr;
+    mod rules;
     pub mod sandbox;
     pub mod source;
     pub mod value;

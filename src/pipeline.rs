@@ -71,6 +71,8 @@ pub fn train<B: Backend>(
     for layer in pool.missing_layers() {
         console.note(&format!("warning: the sandbox lacks {layer}"));
     }
+    let layers = serde_json::to_vec_pretty(pool.layers()).map_err(|e| Error::failure(e.to_string()))?;
+    publish(&dir.file("sandbox.json"), &layers)?;
     let tokenizer = Arc::new(model.tokenizer.clone());
     let format = step::format(config, &tokenizer);
     let codec = Codec::new(tokenizer.clone(), format, model.bos.filter(|_| format == Format::Azr))?;

@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use clap::builder::TypedValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exec::protocol::{Limits, Profile};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -11,10 +14,37 @@ Examples:
   azr --resume runs/coder                      go on with a run, bit for bit
   azr --set selfplay.batch_size=16 --set train.learning_rate=2e-4
   echo '{\"text\": \"def f(x):\"}' | azr score --weights Qwen2.5-Coder-3B
+  echo '{\"program\": \"def f(x): return x\", \"input\": \"1\"}' | azr exec
 
 Exit codes: 0 done, 1 failure, 2 wrong command line, 3 wrong configuration or input file, 4 the machine lacks
 something, 5 out of memory, 6 the sandbox cannot be enforced, 74 reading or writing failed, 75 stopped by a
 signal and resumable.";
+
+const EXEC_HELP: &str = "\
+Input, one JSON object per line:
+  {\"program\": \"def f(x): return x\", \"calls\": [{\"args\": \"1\", \"expect\": \"1\"}, {\"args\": [\"a\"]}]}
+  {\"program\": .., \"inputs\": [\"1\", \"2\"], \"outputs\": [\"1\", \"2\"]}     many inputs, one program
+  {\"code\": .., \"input\": \"1, 2\", \"output\": \"3\"}                   one input (CRUXEval)
+  {\"code\": .., \"test_list\": [\"assert f(1) == 1\"]}               tests (MBPP)
+  {\"prompt\": .., \"canonical_solution\": .., \"test\": .., \"entry_point\": ..}   whole program (HumanEval)
+  {\"program\": ..}                                             only runs it
+A string as argument or expected value is Python text, any other JSON stands for itself. Optional in every line:
+\"id\" (comes back), \"entry\" (function to call, else f), \"profile\", \"limits\" {\"cpu_ms\", \"wall_ms\", \"memory_mib\"}, which
+hold for one call.
+
+Output, one JSON object per line, in the order of the input:
+  {\"verdict\": \"value\", \"passed\": true, \"calls\": [{\"verdict\": \"value\", \"value\": \"1\", \"json\": 1, \"equal\": true}],
+   \"cpu_ms\": 0.9, \"memory_mib\": 0.1}
+Verdicts: value, exception, timeout_cpu, timeout_wall, out_of_memory, policy (forbidden system call), crash,
+output_too_large, unsupported (module or type of value), bad_args, not_deterministic, set_order (depends on the order
+of a set); rejected_syntax, rejected_policy; bad_request. A line's verdict is that of its first call that gave no value.
+
+Profiles: run executes anything, and arguments and expected values may be any expression; answer and propose are what
+training uses: arguments and expected values are literals, the import and name policy holds, and propose also runs
+everything three times in two processes to see whether it is deterministic. The sandbox is the same for all.
+
+Values are compared as values, as Python's == does, never by the program. Differences from CPython 3.11: sets give their
+members in the order of insertion; messages of exceptions; numpy, sympy and the like are not there.";
 
 /// Absolute Zero Reasoner: teaches a language model to reason by self-play. Without a subcommand it trains.
 #[derive(Debug, Parser)]
@@ -115,6 +145,9 @@ pub enum SandboxMode {
 pub enum Command {
     /// Log-probabilities, logits, gradients and continuations of texts, for checks against other frameworks
     Score(ScoreArgs),
+    /// Run Python programs in the sandbox: JSON lines in, verdicts out in the same order
+    #[command(after_help = EXEC_HELP)]
+    Exec(ExecArgs),
     /// Make the embedded model anew: a small decoder, trained on generated programs
     Pretrain(PretrainArgs),
 }
@@ -144,6 +177,66 @@ pub struct ScoreArgs {
     /// Only detokenize: print the text of each line's tokens
     #[arg(long, conflicts_with_all = ["generate", "logits", "grads"])]
     pub decode: bool,
+}
+
+/// Options of `exec`.
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    /// Executors that run at once [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024).map(usize::from))]
+    pub executors: Option<usize>,
+    /// What must be enforced for programs to run
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = SandboxMode::Strict)]
+    pub sandbox: SandboxMode,
+    /// Checks and limits of lines that name none
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = ExecProfile::Run)]
+    pub profile: ExecProfile,
+    /// Processor time of one call, in milliseconds [default: 1000, propose 300]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
+    pub cpu_ms: Option<u64>,
+    /// Time on the wall of one call, in milliseconds [default: sixty times the processor time]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36_000_000))]
+    pub wall_ms: Option<u64>,
+    /// Memory of one call, in MiB [default: 256]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2048))]
+    pub memory_mib: Option<u64>,
+    /// Measure speed instead, beside CPython where there is a python3
+    #[arg(long, conflicts_with_all = ["soak", "layers"])]
+    pub bench: bool,
+    /// Run N mixed tasks instead, hostile ones among them, and fail unless descriptors, processes and memory stay flat
+    #[arg(long, value_name = "N", conflicts_with = "layers")]
+    pub soak: Option<u64>,
+    /// Only print the layers of the sandbox
+    #[arg(long)]
+    pub layers: bool,
+}
+
+impl ExecArgs {
+    /// A profile's limits as the command line changes them.
+    pub fn limits(&self, profile: Limits) -> Limits {
+        Limits { wall_ms: self.wall_ms.unwrap_or(profile.wall_ms), ..profile }
+    }
+}
+
+/// Checks and limits of programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ExecProfile {
+    /// Any program; calls are source.
+    Run,
+    /// As training runs answers.
+    Answer,
+    /// As training validates proposals.
+    Propose,
+}
+
+impl From<ExecProfile> for Profile {
+    fn from(profile: ExecProfile) -> Self {
+        match profile {
+            ExecProfile::Run => Profile::Run,
+            ExecProfile::Answer => Profile::Answer,
+            ExecProfile::Propose => Profile::Propose,
+        }
+    }
 }
 
 /// Options of `pretrain`.

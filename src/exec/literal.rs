@@ -3,7 +3,9 @@
 use malachite_bigint::BigInt;
 use std::str::FromStr as _;
 
-use crate::exec::value::{MAX_DEPTH, MAX_TEXT, Value};
+use crate::exec::constructors::{Arguments, construct, constructor, distinct_members, distinct_pairs};
+use crate::exec::moment::Moment;
+use crate::exec::value::{Factory, MAX_DEPTH, MAX_TEXT, Value};
 
 /// Why a text is not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -14,8 +16,9 @@ pub struct ParseError {
 }
 
 impl Value {
-    /// Reads one literal. Besides displays, the constructors `set`, `frozenset`, `list`, `tuple`, `dict`, `range`, `float`,
-    /// `int`, `str` and `bool` of literals are allowed, and the names `inf` and `nan`.
+    /// Reads one literal. Besides displays, constructors of the supported types are allowed with literal arguments
+    /// (`frozenset({1})`, `deque([1], maxlen=2)`, `Fraction(1, 2)`, `datetime.date(2020, 1, 2)`), with or without their
+    /// module's name, and the names `inf`, `nan` and `timezone.utc`.
     ///
     /// # Errors
     /// When the text is anything else, too long or too deep.
@@ -198,7 +201,7 @@ impl<'a> Parser<'a> {
             } else {
                 self.expect(b'}', "a missing brace")?;
             }
-            return self.set(items).map(Value::Set);
+            return self.set(items);
         }
         let mut pairs = vec![(first, self.value(depth + 1)?)];
         while self.eat(b',') && self.peek() != Some(b'}') {
@@ -210,38 +213,12 @@ impl<'a> Parser<'a> {
         self.dict(pairs)
     }
 
-    /// Members without repeats, in order of first appearance.
-    fn set(&self, items: Vec<Value>) -> Result<Vec<Value>, ParseError> {
-        let mut seen = std::collections::HashSet::new();
-        let mut distinct = Vec::with_capacity(items.len());
-        for item in items {
-            if !item.is_hashable() {
-                return Err(self.fail("a member that cannot be hashed"));
-            }
-            if item.canonical().is_none_or(|c| seen.insert(c)) {
-                distinct.push(item);
-            }
-        }
-        Ok(distinct)
+    fn set(&self, items: Vec<Value>) -> Result<Value, ParseError> {
+        distinct_members(items).map(Value::Set).ok_or_else(|| self.fail("a member that cannot be hashed"))
     }
 
-    /// A dict in which the last value of a repeated key stands.
     fn dict(&self, pairs: Vec<(Value, Value)>) -> Result<Value, ParseError> {
-        let mut index = std::collections::HashMap::new();
-        let mut distinct: Vec<(Value, Value)> = Vec::with_capacity(pairs.len());
-        for (key, value) in pairs {
-            if !key.is_hashable() {
-                return Err(self.fail("a key that cannot be hashed"));
-            }
-            match key.canonical().and_then(|c| index.insert(c, distinct.len())) {
-                Some(at) => {
-                    distinct[at].1 = value;
-                    index.insert(key.canonical().expect("found by it"), at);
-                }
-                None => distinct.push((key, value)),
-            }
-        }
-        Ok(Value::Dict(distinct))
+        distinct_pairs(pairs).map(Value::Dict).ok_or_else(|| self.fail("a key that cannot be hashed"))
     }
 
     fn number(&mut self) -> Result<Value, ParseError> {
@@ -390,96 +367,79 @@ impl<'a> Parser<'a> {
             let first = self.string(prefix)?;
             return self.join_strings(first);
         }
-        let rest = self.rest();
-        let len = rest.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
-        let name = &rest[..len];
-        self.at += len;
+        let name = self.word(true);
         match name {
             "None" => return Ok(Value::None),
             "True" => return Ok(Value::Bool(true)),
             "False" => return Ok(Value::Bool(false)),
             "inf" => return Ok(Value::Float(f64::INFINITY)),
             "nan" => return Ok(Value::Float(f64::NAN)),
-            "set" | "frozenset" | "list" | "tuple" | "dict" | "range" | "float" | "int" | "str" | "bool" => {}
-            _ => return Err(self.fail("an unknown name")),
+            "timezone.utc" | "datetime.timezone.utc" => return Ok(Value::Moment(Moment::Zone(0))),
+            _ => {}
         }
+        let name = constructor(name).ok_or_else(|| self.fail("an unknown name"))?;
         self.expect(b'(', "a name that is no call")?;
-        if name == "dict" {
-            return self.dict_call(depth);
-        }
-        let args = self.items(b')', depth)?.0;
-        self.construct(name, args)
+        let args = self.arguments(name, depth)?;
+        construct(name, args).ok_or_else(|| self.fail("a constructor with other arguments"))
     }
 
-    fn dict_call(&mut self, depth: usize) -> Result<Value, ParseError> {
-        let mut pairs = Vec::new();
-        if self.peek() == Some(b'{') {
-            let value = self.value(depth + 1)?;
-            self.expect(b')', "a missing parenthesis")?;
-            return if matches!(value, Value::Dict(_)) { Ok(value) } else { Err(self.fail("dict of no dict")) };
+    /// Passes over a name, with dots in it or without.
+    fn word(&mut self, dots: bool) -> &'a str {
+        self.skip_space();
+        let rest = self.rest();
+        let part = |b: &u8| b.is_ascii_alphanumeric() || *b == b'_' || (dots && *b == b'.');
+        let len = rest.bytes().take_while(part).count();
+        self.at += len;
+        &rest[..len]
+    }
+
+    /// Arguments up to the closing parenthesis.
+    fn arguments(&mut self, name: &str, depth: usize) -> Result<Arguments, ParseError> {
+        let mut args = Arguments::default();
+        let mut comma = true;
+        if name == "defaultdict" && self.peek() != Some(b')') {
+            args.factory = self.factory()?;
+            comma = self.eat(b',');
         }
         while !self.eat(b')') {
-            self.skip_space();
-            let rest = self.rest();
-            let len = rest.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
-            if len == 0 || rest.as_bytes()[0].is_ascii_digit() {
-                return Err(self.fail("a keyword that is no name"));
-            }
-            self.at += len;
-            self.expect(b'=', "a missing =")?;
-            pairs.push((Value::Str(rest[..len].to_owned()), self.value(depth + 1)?));
-            if !self.eat(b',') && self.peek() != Some(b')') {
+            if !comma {
                 return Err(self.fail("a missing comma"));
             }
+            let before = self.at;
+            let word = self.word(false);
+            let named = !word.is_empty() && !word.as_bytes()[0].is_ascii_digit() && self.eat(b'=');
+            if named {
+                let value = self.value(depth + 1)?;
+                if args.keywords.iter().any(|(n, _)| n == word) {
+                    return Err(self.fail("a repeated keyword"));
+                }
+                args.keywords.push((word.to_owned(), value));
+            } else {
+                if !args.keywords.is_empty() {
+                    return Err(self.fail("a value after a keyword"));
+                }
+                self.at = before;
+                args.positional.push(self.value(depth + 1)?);
+            }
+            comma = self.eat(b',');
         }
-        self.dict(pairs)
+        Ok(args)
     }
 
-    fn construct(&self, name: &str, mut args: Vec<Value>) -> Result<Value, ParseError> {
-        let fail = self.fail("a constructor with other arguments");
-        if name == "range" {
-            let mut ints = Vec::with_capacity(3);
-            for arg in args {
-                let Value::Int(i) = arg else { return Err(fail) };
-                ints.push(i);
-            }
-            let (zero, one) = (BigInt::from(0), BigInt::from(1));
-            return match <[BigInt; 3]>::try_from(ints) {
-                Ok([_, _, step]) if step == zero => Err(fail),
-                Ok([start, stop, step]) => Ok(Value::Range(start, stop, step)),
-                Err(ints) => match <[BigInt; 2]>::try_from(ints) {
-                    Ok([start, stop]) => Ok(Value::Range(start, stop, one)),
-                    Err(ints) => match <[BigInt; 1]>::try_from(ints) {
-                        Ok([stop]) => Ok(Value::Range(zero, stop, one)),
-                        Err(_) => Err(fail),
-                    },
-                },
-            };
+    /// The first argument of a defaultdict: a builtin type by its name or as Python prints it, or `None`.
+    fn factory(&mut self) -> Result<Option<Factory>, ParseError> {
+        let printed = self.eat(b'<');
+        if printed && (self.word(false) != "class" || !self.eat(b'\'')) {
+            return Err(self.fail("no builtin type"));
         }
-        if args.len() > 1 {
-            return Err(fail);
+        let name = self.word(false);
+        if printed && !(self.eat(b'\'') && self.eat(b'>')) {
+            return Err(self.fail("no builtin type"));
         }
-        let arg = args.pop();
-        let items = |arg: Option<Value>| match arg {
-            None => Some(Vec::new()),
-            Some(Value::List(v) | Value::Tuple(v) | Value::Set(v) | Value::FrozenSet(v)) => Some(v),
-            Some(Value::Str(s)) => Some(s.chars().map(|c| Value::Str(c.to_string())).collect()),
-            Some(Value::Dict(d)) => Some(d.into_iter().map(|(k, _)| k).collect()),
-            _ => None,
-        };
-        match (name, arg) {
-            ("float", Some(Value::Str(s))) => {
-                let float = s.trim().parse().ok().filter(|_| s.is_ascii());
-                float.map(Value::Float).ok_or(fail)
-            }
-            ("float", Some(v @ Value::Float(_))) | ("int", Some(v @ Value::Int(_))) => Ok(v),
-            ("str", Some(v @ Value::Str(_))) | ("bool", Some(v @ Value::Bool(_))) => Ok(v),
-            ("str", None) => Ok(Value::Str(String::new())),
-            ("set", arg) => self.set(items(arg).ok_or(fail)?).map(Value::Set),
-            ("frozenset", arg) => self.set(items(arg).ok_or(fail)?).map(Value::FrozenSet),
-            ("list", arg) => items(arg).map(Value::List).ok_or(fail),
-            ("tuple", arg) => items(arg).map(Value::Tuple).ok_or(fail),
-            _ => Err(fail),
+        match Factory::named(name) {
+            None if name == "None" && !printed => Ok(None),
+            None => Err(self.fail("no builtin type")),
+            found => Ok(found),
         }
     }
 }
@@ -521,8 +481,29 @@ mod tests {
             "'\\x00\\u2028'",
             "100000000000000.0",
             "-0.0",
+            "{1, 2, 10, 'a', 'b'}",
+            "'\\u200b\u{e9}\u{1f600}'",
+            "deque([1, 2], maxlen=3)",
+            "deque([])",
+            "Counter({'a': 2, 'b': 1})",
+            "Counter()",
+            "defaultdict(<class 'list'>, {'a': [1]})",
+            "defaultdict(None, {})",
+            "OrderedDict({'b': 1, 'a': 2})",
+            "OrderedDict()",
+            "Fraction(-1, 2)",
+            "Decimal('1.50')",
+            "Decimal('-Infinity')",
+            "datetime.date(2020, 2, 29)",
+            "datetime.datetime(2020, 1, 2, 3, 4, 5, 6)",
+            "datetime.time(1, 2, tzinfo=datetime.timezone.utc)",
+            "datetime.timedelta(days=-1, seconds=5)",
+            "datetime.timedelta(0)",
+            "datetime.timezone(datetime.timedelta(seconds=3600))",
         ] {
-            assert_eq!(Value::parse(text).map(|v| v.repr()), Ok(text.to_owned()));
+            let value = Value::parse(text).expect(text);
+            assert_eq!(value.repr(), text);
+            assert_eq!(Value::from_json(&value.to_json()).map(|v| v.repr()).as_deref(), Some(text), "as JSON");
         }
     }
 
@@ -546,6 +527,20 @@ mod tests {
             ("0x1f", "31"),
             ("1_000", "1000"),
             ("0x_1_f", "31"),
+            ("Fraction(2, 4)", "0.5"),
+            ("Decimal('0.5')", "Fraction('1/2')"),
+            ("{0.5: 1}", "{Decimal('0.50'): True}"),
+            ("Counter('aab')", "Counter({'a': 2, 'b': 1, 'c': 0})"),
+            ("Counter(a=1)", "{'a': 1}"),
+            ("defaultdict(int, {'a': 1})", "{'a': 1}"),
+            ("OrderedDict(a=1, b=2)", "{'b': 2, 'a': 1}"),
+            ("collections.deque([1, 2])", "deque((1, 2), 5)"),
+            ("deque([1, 2, 3], maxlen=2)", "deque([2, 3])"),
+            ("datetime.timedelta(hours=24)", "timedelta(days=1)"),
+            ("datetime(2020, 1, 1)", "datetime.datetime(2020, 1, 1, 0, 0)"),
+            ("[frozenset({1, (2, 'a')})]", "[{(2.0, 'a'), True}]"),
+            ("bytes(b'a')", "b'a'"),
+            ("complex(1, 2)", "(1+2j)"),
         ] {
             assert!(answers_equal(a, b), "{a} == {b}");
         }
@@ -560,6 +555,16 @@ mod tests {
             ("None", "False"),
             ("['a', 'b']", "['a,b']"),
             ("9007199254740993", "9007199254740992.0"),
+            ("Decimal('0.1')", "0.1"),
+            ("Counter({'c': 0})", "{}"),
+            ("OrderedDict(a=1, b=2)", "OrderedDict(b=2, a=1)"),
+            ("deque([1])", "[1]"),
+            ("Decimal('nan')", "Decimal('nan')"),
+            ("{'a': [nan]}", "{'a': [nan]}"),
+            ("datetime.date(2020, 1, 1)", "datetime.datetime(2020, 1, 1)"),
+            ("datetime.datetime(2020, 1, 1)", "datetime.datetime(2020, 1, 1, tzinfo=timezone.utc)"),
+            ("datetime.timedelta(0)", "0"),
+            ("Fraction(1, 3)", "0.3333333333333333"),
         ] {
             assert!(!answers_equal(a, b), "{a} != {b}");
         }
@@ -595,6 +600,30 @@ mod tests {
             "1.2.3",
             "infinity",
             "--",
+            "deque(1)",
+            "deque([1], maxlen=-1)",
+            "Counter([[1]])",
+            "defaultdict(lambda: 0, {})",
+            "defaultdict(<function f>, {})",
+            "defaultdict(eval, {})",
+            "collections.namedtuple('A', 'x')",
+            "collections.eval('1')",
+            "os.system('x')",
+            "Fraction(1, 0)",
+            "Fraction(0.5)",
+            "Decimal('x')",
+            "datetime.date(2020, 2, 30)",
+            "datetime.date(2020, 1)",
+            "datetime.date.today()",
+            "datetime.datetime.now()",
+            "datetime.timedelta(1.5)",
+            "timezone.max",
+            "dict(a=1, a=2)",
+            "dict(**{'a': 1})",
+            "float('1_0')",
+            "range(1, 2, 0)",
+            "set([[]])",
+            "Counter(a)",
             &deep,
             &long,
         ] {

@@ -1,8 +1,9 @@
 //! Supervisors and their workers: bounded queues in and out, verdicts in any order, each with its tag.
 //!
-//! A supervisor thread owns two zygotes with different hash seeds (and so different address layouts and generator
-//! states). A proposal runs in both, in opposite order of calls, and twice in each module; whatever differs makes it
-//! non-deterministic. A zygote that dies or hangs is replaced, and its request runs once more; then it is a crash.
+//! A supervisor thread owns two zygotes with different hash seeds, address layouts and generator states. A proposal runs in
+//! both, in opposite order of calls and of the members of sets, and twice in each module; whatever differs makes it
+//! non-deterministic, or dependent on the order of a set. A zygote that dies or hangs is replaced, and its request runs once
+//! more; then it is a crash. Values are compared here, not where the program ran.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,9 +14,13 @@ use std::time::Duration;
 use crossbeam::channel::{Receiver, Sender, TrySendError, bounded};
 
 use crate::error::{Error, Result};
+use crate::exec::normal_form::normal_form;
 use crate::exec::policy;
-use crate::exec::protocol::{Job, JobResult, Outcome, Profile, Rejection, Request, Verdict, receive, send};
+use crate::exec::protocol::{
+    Call, Job, JobResult, Layer, Limits, Outcome, Profile, Rejection, Request, Reverse, Verdict, receive, send,
+};
 use crate::exec::sandbox;
+use crate::exec::value::Value;
 use crate::exec::worker::{MARKER, Ready};
 
 /// Requests and verdicts that may wait, per supervisor.
@@ -48,7 +53,8 @@ pub struct PoolConfig {
     pub cpu_ms_propose: u64,
     /// CPU limit of one call of an answer, in milliseconds.
     pub cpu_ms_answer: u64,
-    /// Wall-clock limit as a multiple of the CPU limit.
+    /// Wall-clock limit as a multiple of the CPU limit. Nothing that a program can do blocks, so that only a machine that
+    /// is busy with other things comes near: a verdict must not depend on that.
     pub wall_factor: u64,
     /// Memory that one call may add, in bytes.
     pub memory_bytes: u64,
@@ -58,13 +64,21 @@ pub struct PoolConfig {
     pub executable: Option<PathBuf>,
 }
 
+impl PoolConfig {
+    /// Limits of one call under a profile.
+    pub fn limits(&self, profile: Profile) -> Limits {
+        let cpu_ms = if profile == Profile::Propose { self.cpu_ms_propose } else { self.cpu_ms_answer };
+        Limits { cpu_ms, wall_ms: cpu_ms * self.wall_factor, memory_bytes: self.memory_bytes }
+    }
+}
+
 impl Default for PoolConfig {
     fn default() -> Self {
         PoolConfig {
             num_workers: 2,
             cpu_ms_propose: 300,
             cpu_ms_answer: 1000,
-            wall_factor: 10,
+            wall_factor: 60,
             memory_bytes: 256 << 20,
             sandbox: Sandbox::Strict,
             executable: None,
@@ -72,12 +86,21 @@ impl Default for PoolConfig {
     }
 }
 
+/// A request on its way, with limits where these are its own.
+struct Work {
+    tag: u64,
+    request: Request,
+    limits: Option<Limits>,
+}
+
 /// A pool of sandboxed executors. Dropping it ends all its processes.
 pub struct Pool {
-    requests: Option<Sender<(u64, Request)>>,
+    requests: Option<Sender<Work>>,
     verdicts: Receiver<(u64, Verdict)>,
     supervisors: Vec<JoinHandle<()>>,
-    missing: Ready,
+    layers: Ready,
+    missing: Vec<String>,
+    zygotes: Vec<u32>,
 }
 
 impl Pool {
@@ -86,45 +109,58 @@ impl Pool {
     /// # Errors
     /// When a worker cannot be started, or a layer of the sandbox cannot be had and the sandbox is strict.
     pub fn start(config: &PoolConfig) -> Result<Self> {
-        let capacity = QUEUE_PER_WORKER * config.num_workers.max(1);
-        let (requests, work) = bounded(capacity);
+        let num_workers = config.num_workers.max(1);
+        let capacity = QUEUE_PER_WORKER * num_workers;
+        let (requests, work) = bounded::<Work>(capacity);
         let (out, verdicts) = bounded(capacity);
-        let (mut supervisors, mut missing) = (Vec::new(), Vec::new());
-        for i in 0..config.num_workers.max(1) {
-            let mut pair = Vec::with_capacity(2);
-            for seed in HASH_SEEDS {
-                let (zygote, without) = Zygote::start(config, seed)?;
-                missing = without;
-                pair.push(zygote);
-            }
-            let [first, second] = <[Zygote; 2]>::try_from(pair).ok().expect("two were started");
-            let mut supervisor = Supervisor { config: config.clone(), zygotes: [Some(first), Some(second)] };
-            let work: Receiver<(u64, Request)> = work.clone();
-            let out: Sender<(u64, Verdict)> = out.clone();
+        // All start at once; waiting for them comes after.
+        let seeds = HASH_SEEDS.iter().cycle().take(2 * num_workers);
+        let mut started = seeds.map(|seed| Zygote::spawn(config, *seed)).collect::<Result<Vec<_>>>()?;
+        let mut layers = Vec::new();
+        for zygote in &mut started {
+            layers = zygote.ready(config)?;
+        }
+        let zygotes = started.iter().map(|z| z.process.id()).collect();
+        let mut supervisors = Vec::with_capacity(num_workers);
+        for i in 0..num_workers {
+            // They were started in pairs, the second seed last.
+            let (second, first) = (started.pop(), started.pop());
+            let mut supervisor = Supervisor { config: config.clone(), zygotes: [first, second] };
+            let (work, out): (Receiver<Work>, Sender<(u64, Verdict)>) = (work.clone(), out.clone());
+            let serve = move || {
+                for Work { tag, request, limits } in work {
+                    if out.send((tag, supervisor.judge(&request, limits))).is_err() {
+                        break;
+                    }
+                }
+            };
             let thread = std::thread::Builder::new()
                 .name(format!("azr-executor-{i}"))
                 .stack_size(SUPERVISOR_STACK)
-                .spawn(move || {
-                    for (tag, request) in work {
-                        if out.send((tag, supervisor.judge(&request))).is_err() {
-                            break;
-                        }
-                    }
-                })
+                .spawn(serve)
                 .map_err(|e| Error::environment(format!("cannot start an executor thread: {e}")))?;
             supervisors.push(thread);
         }
-        Ok(Pool { requests: Some(requests), verdicts, supervisors, missing })
+        let missing = lacking(&layers);
+        Ok(Pool { requests: Some(requests), verdicts, supervisors, layers, missing, zygotes })
     }
 
-    /// Queues a request; gives it back when the queue is full.
+    /// Queues a request under its profile's limits; gives it back when the queue is full.
     ///
     /// # Errors
     /// When no supervisor is left.
     pub fn try_submit(&self, tag: u64, request: Request) -> Result<Option<Request>> {
-        match self.requests.as_ref().expect("open until dropped").try_send((tag, request)) {
+        self.try_submit_limited(tag, request, None)
+    }
+
+    /// Queues a request under limits of its own; gives it back when the queue is full.
+    ///
+    /// # Errors
+    /// When no supervisor is left.
+    pub fn try_submit_limited(&self, tag: u64, request: Request, limits: Option<Limits>) -> Result<Option<Request>> {
+        match self.requests.as_ref().expect("open until dropped").try_send(Work { tag, request, limits }) {
             Ok(()) => Ok(None),
-            Err(TrySendError::Full((_, request))) => Ok(Some(request)),
+            Err(TrySendError::Full(work)) => Ok(Some(work.request)),
             Err(TrySendError::Disconnected(_)) => Err(Error::failure("the executor has stopped")),
         }
     }
@@ -156,10 +192,24 @@ impl Pool {
         Ok(verdicts.into_iter().map(|v| v.expect("every request has a verdict")).collect())
     }
 
-    /// Layers of the sandbox that are not in force.
+    /// Layers of the sandbox, in force or not.
+    pub fn layers(&self) -> &[Layer] {
+        &self.layers
+    }
+
+    /// Process ids of the zygotes that it started with. One that dies is replaced by another.
+    pub fn zygotes(&self) -> &[u32] {
+        &self.zygotes
+    }
+
+    /// What a strict sandbox needs and is not in force, as texts.
     pub fn missing_layers(&self) -> &[String] {
         &self.missing
     }
+}
+
+fn lacking(layers: &[Layer]) -> Vec<String> {
+    layers.iter().filter(|l| l.required && !l.in_force).map(|l| format!("{}: {}", l.name, l.detail)).collect()
 }
 
 impl Drop for Pool {
@@ -189,7 +239,7 @@ impl Drop for Zygote {
 }
 
 impl Zygote {
-    fn start(config: &PoolConfig, hash_seed: u32) -> Result<(Self, Ready)> {
+    fn spawn(config: &PoolConfig, hash_seed: u32) -> Result<Self> {
         let executable = config.executable.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
         let mode = if config.sandbox == Sandbox::Strict { "strict" } else { "best-effort" };
         let mut process = Command::new(&executable)
@@ -204,14 +254,19 @@ impl Zygote {
             .map_err(|e| Error::environment(format!("cannot start {}: {e}", executable.display())))?;
         let jobs = process.stdin.take().expect("piped");
         let results = process.stdout.take().expect("piped");
-        let mut zygote = Zygote { process, jobs, results };
-        let ready: io::Result<Ready> = zygote.receive(START_LIMIT);
-        let missing = ready.map_err(|e| Error::environment(format!("an executor process did not start: {e}")))?;
+        Ok(Zygote { process, jobs, results })
+    }
+
+    /// Waits until the zygote is ready; its layers.
+    fn ready(&mut self, config: &PoolConfig) -> Result<Ready> {
+        let layers: io::Result<Ready> = self.receive(START_LIMIT);
+        let layers = layers.map_err(|e| Error::environment(format!("an executor process did not start: {e}")))?;
+        let missing = lacking(&layers);
         if config.sandbox == Sandbox::Strict && !missing.is_empty() {
             return Err(Error::sandbox(format!("the sandbox is incomplete: {}", missing.join("; ")))
-                .with_hint("use a kernel with Landlock ABI 6 and seccomp, or accept less with --sandbox best-effort"));
+                .with_hint("use a kernel with Landlock and seccomp, or accept less with --sandbox best-effort"));
         }
-        Ok((zygote, missing))
+        Ok(layers)
     }
 
     fn receive<T: serde::de::DeserializeOwned>(&mut self, limit: Duration) -> io::Result<T> {
@@ -233,59 +288,101 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn judge(&mut self, request: &Request) -> Verdict {
-        let mut verdict = Verdict { rejection: None, calls: Vec::new(), normal_form: None, cpu_us: 0 };
-        // A parser that panics on hostile text must not take the supervisor with it.
-        let checked = std::panic::catch_unwind(|| policy::check(&request.program));
-        verdict.rejection =
-            checked.unwrap_or_else(|_| Err(Rejection::Syntax("the parser failed on it".to_owned()))).err();
+    fn judge(&mut self, request: &Request, limits: Option<Limits>) -> Verdict {
+        let mut verdict = Verdict { rejection: None, calls: Vec::new(), normal_form: None, cpu_us: 0, memory_bytes: 0 };
+        let source = request.profile == Profile::Run;
+        if !source {
+            // A parser that panics on hostile text must not take the supervisor with it.
+            let checked = std::panic::catch_unwind(|| policy::check(&request.program));
+            verdict.rejection =
+                checked.unwrap_or_else(|_| Err(Rejection::Syntax("the parser failed on it".to_owned()))).err();
+        }
         if verdict.rejection.is_some() {
             return verdict;
         }
-        let propose = request.profile == Profile::Propose;
-        let cpu_ms = if propose { self.config.cpu_ms_propose } else { self.config.cpu_ms_answer };
+        // A child learns what is expected only where that is source itself.
+        let expected: Vec<Option<Value>> =
+            request.calls.iter().map(|c| c.expect.as_ref().and_then(|e| Value::parse(e).ok())).collect();
+        let call = |(c, known): (&Call, &Option<Value>)| Call {
+            args: c.args.clone(),
+            expect: c.expect.clone().filter(|_| source && known.is_none()),
+        };
         let mut job = Job {
             program: request.program.clone(),
-            calls: request.calls.clone(),
-            reverse: false,
-            repeat: propose,
-            cpu_ms,
-            wall_ms: cpu_ms * self.config.wall_factor,
-            memory_bytes: self.config.memory_bytes,
+            calls: request.calls.iter().zip(&expected).map(call).collect(),
+            source,
+            reverse: Reverse::No,
+            repeat: request.profile == Profile::Propose,
+            limits: limits.unwrap_or_else(|| self.config.limits(request.profile)),
         };
-        let first = self.run(0, &job);
-        verdict.cpu_us = first.cpu_us;
-        verdict.calls = first.calls;
-        if propose {
-            verdict.normal_form = std::panic::catch_unwind(|| policy::normal_form(&request.program)).ok().flatten();
-            if verdict.calls.iter().all(|o| matches!(o, Outcome::Value { .. } | Outcome::Exception { .. })) {
-                job.reverse = true;
-                let second = self.run(1, &job);
-                verdict.cpu_us += second.cpu_us;
-                for (a, b) in verdict.calls.iter_mut().zip(second.calls) {
-                    if *a != b {
-                        *a = Outcome::NotDeterministic;
-                    }
-                }
+        verdict.calls = self.run(0, &job, &mut verdict);
+        for ((outcome, call), expected) in verdict.calls.iter_mut().zip(&request.calls).zip(&expected) {
+            if let Outcome::Value { text, matches } = outcome
+                && call.expect.is_some()
+                && (!source || expected.is_some())
+            {
+                let value = Value::parse(text).ok();
+                *matches = Some(expected.as_ref().zip(value).is_some_and(|(e, v)| e.py_eq(&v)));
             }
+        }
+        if request.profile == Profile::Propose {
+            verdict.normal_form = std::panic::catch_unwind(|| normal_form(&request.program)).ok().flatten();
+            self.check_determinism(&mut job, &mut verdict);
         }
         verdict
     }
 
+    /// Runs a proposal in the other zygote, with everything turned round that must not matter.
+    fn check_determinism(&mut self, job: &mut Job, verdict: &mut Verdict) {
+        if !verdict.calls.iter().all(|o| matches!(o, Outcome::Value { .. } | Outcome::Exception { .. })) {
+            return;
+        }
+        job.reverse = Reverse::CallsAndSets;
+        let turned = self.run(1, job, verdict);
+        if verdict.calls.iter().zip(&turned).all(|(a, b)| same(a, b)) {
+            return;
+        }
+        job.reverse = Reverse::Calls;
+        let plain = self.run(1, job, verdict);
+        for ((outcome, turned), plain) in verdict.calls.iter_mut().zip(turned).zip(plain) {
+            if !same(outcome, &plain) {
+                *outcome = Outcome::NotDeterministic;
+            } else if !same(outcome, &turned) {
+                *outcome = Outcome::SetOrder;
+            }
+        }
+    }
+
     /// Runs a job on a zygote, on a fresh one if that fails, and calls it a crash if that fails too.
-    fn run(&mut self, which: usize, job: &Job) -> JobResult {
-        let limit = Duration::from_millis(job.wall_ms) * 2 * job.calls.len().max(1) as u32 + ZYGOTE_GRACE;
+    fn run(&mut self, which: usize, job: &Job, verdict: &mut Verdict) -> Vec<Outcome> {
+        let limit = Duration::from_millis(job.limits.wall_ms) * 2 * job.calls.len().max(1) as u32 + ZYGOTE_GRACE;
         for _ in 0..2 {
             if self.zygotes[which].is_none() {
-                self.zygotes[which] = Zygote::start(&self.config, HASH_SEEDS[which]).ok().map(|(z, _)| z);
+                let fresh = Zygote::spawn(&self.config, HASH_SEEDS[which]);
+                self.zygotes[which] = fresh.ok().and_then(|mut z| z.ready(&self.config).ok().map(|_| z));
             }
             if let Some(zygote) = &mut self.zygotes[which] {
                 match zygote.run(job, limit) {
-                    Ok(result) if result.calls.len() == job.calls.len() => return result,
+                    Ok(result) if result.calls.len() == job.calls.len() => {
+                        verdict.cpu_us += result.cpu_us;
+                        verdict.memory_bytes = verdict.memory_bytes.max(result.memory_bytes);
+                        return result.calls;
+                    }
                     _ => self.zygotes[which] = None,
                 }
             }
         }
-        JobResult { calls: vec![Outcome::Crash; job.calls.len()], cpu_us: 0 }
+        vec![Outcome::Crash; job.calls.len()]
+    }
+}
+
+/// Whether two runs came to the same: equal values, or exceptions of the same class.
+fn same(a: &Outcome, b: &Outcome) -> bool {
+    match (a, b) {
+        (Outcome::Value { text: a, .. }, Outcome::Value { text: b, .. }) => {
+            a == b || matches!((Value::parse(a), Value::parse(b)), (Ok(a), Ok(b)) if a.py_eq(&b))
+        }
+        (Outcome::Exception { class: a, .. }, Outcome::Exception { class: b, .. }) => a == b,
+        _ => a == b,
     }
 }

@@ -10,20 +10,48 @@ pub const MAX_FRAME: usize = 16 << 20;
 
 /// Which checks and limits a program runs under.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Profile {
     /// A proposed task: syntax policy, determinism, tight limits.
     Propose,
-    /// A program that is judged by its outputs: looser limits, one run.
+    /// A program that is judged by its outputs: syntax policy, looser limits, one run.
     Answer,
+    /// A program from elsewhere: no policy, and calls are Python source, run after the program in its module. Only the
+    /// sandbox stands between it and the machine, as it does for the others.
+    Run,
+}
+
+/// What one call may use up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Processor time, in milliseconds.
+    pub cpu_ms: u64,
+    /// Time on the wall, in milliseconds.
+    pub wall_ms: u64,
+    /// Memory on top of the idle interpreter's, in bytes.
+    pub memory_bytes: u64,
 }
 
 /// One call of the program's `f`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {
-    /// Arguments as literals, separated by commas.
+    /// Arguments as literals, separated by commas. With [`Profile::Run`]: source to run after the program; its value is the
+    /// outcome where it is an expression, else `None`.
     pub args: String,
-    /// Value to compare with, as a literal.
+    /// Value to compare with, as a literal. With [`Profile::Run`] it may be any expression.
     pub expect: Option<String>,
+}
+
+/// What the executor does not support: the one list of reasons, so that a trainer can count them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum Unsupported {
+    /// A module that is not there (numpy, sympy, ...).
+    #[error("unsupported module {0}")]
+    Module(String),
+    /// A value of a type that has no literal.
+    #[error("unsupported value: {0}")]
+    Value(String),
 }
 
 /// A program with the calls to make of it.
@@ -39,6 +67,7 @@ pub struct Request {
 
 /// How one call ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Outcome {
     /// A value of exact builtin types, as its literal, and whether it equals the expected one.
     Value {
@@ -64,20 +93,41 @@ pub enum Outcome {
     Policy,
     /// The process died.
     Crash,
-    /// The value's literal is too long.
+    /// The value's literal is too long. It is never cut short.
     OutputTooLarge,
     /// The value has a type that has no literal, or holds nan.
-    UnsupportedValue(String),
+    Unsupported(Unsupported),
     /// The arguments are not literals.
     BadArgs(String),
     /// Two runs gave two results.
     NotDeterministic,
+    /// The result depends on the order in which a set gives its members, which is the interpreter's own affair: RustPython
+    /// has insertion order, CPython the order of hashes.
+    SetOrder,
 }
 
 impl Outcome {
     /// Whether the call gave the expected value.
     pub fn matches(&self) -> bool {
         matches!(self, Outcome::Value { matches: Some(true), .. })
+    }
+
+    /// Name of the verdict class, a stable part of the command line's contract.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Outcome::Value { .. } => "value",
+            Outcome::Exception { .. } => "exception",
+            Outcome::TimeoutCpu => "timeout_cpu",
+            Outcome::TimeoutWall => "timeout_wall",
+            Outcome::OutOfMemory => "out_of_memory",
+            Outcome::Policy => "policy",
+            Outcome::Crash => "crash",
+            Outcome::OutputTooLarge => "output_too_large",
+            Outcome::Unsupported(_) => "unsupported",
+            Outcome::BadArgs(_) => "bad_args",
+            Outcome::NotDeterministic => "not_deterministic",
+            Outcome::SetOrder => "set_order",
+        }
     }
 }
 
@@ -94,22 +144,35 @@ impl fmt::Display for Outcome {
             Outcome::Policy => f.write_str("forbidden system call"),
             Outcome::Crash => f.write_str("crash"),
             Outcome::OutputTooLarge => f.write_str("output too large"),
-            Outcome::UnsupportedValue(what) => write!(f, "unsupported value: {what}"),
+            Outcome::Unsupported(what) => what.fmt(f),
             Outcome::BadArgs(what) => write!(f, "arguments: {what}"),
             Outcome::NotDeterministic => f.write_str("not deterministic"),
+            Outcome::SetOrder => f.write_str("depends on the order of a set"),
         }
     }
 }
 
 /// Why a program was not run at all.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Rejection {
     /// It does not parse.
     Syntax(String),
     /// The syntax policy forbids something in it.
     Policy(String),
-    /// It imports a module that the executor does not have.
-    UnsupportedModule(String),
+    /// It needs what the executor does not have.
+    Unsupported(Unsupported),
+}
+
+impl Rejection {
+    /// Name of the verdict class, a stable part of the command line's contract.
+    pub fn class(&self) -> &'static str {
+        match self {
+            Rejection::Syntax(_) => "rejected_syntax",
+            Rejection::Policy(_) => "rejected_policy",
+            Rejection::Unsupported(_) => "unsupported",
+        }
+    }
 }
 
 impl fmt::Display for Rejection {
@@ -117,7 +180,7 @@ impl fmt::Display for Rejection {
         match self {
             Rejection::Syntax(what) => write!(f, "syntax: {what}"),
             Rejection::Policy(what) => write!(f, "policy: {what}"),
-            Rejection::UnsupportedModule(name) => write!(f, "unsupported module {name}"),
+            Rejection::Unsupported(what) => what.fmt(f),
         }
     }
 }
@@ -133,6 +196,9 @@ pub struct Verdict {
     pub normal_form: Option<String>,
     /// CPU time of all its processes, in microseconds. Not part of the verdict proper: it varies.
     pub cpu_us: u64,
+    /// Most memory that one of its processes had on top of the idle interpreter's, in bytes; as a rule known only of those
+    /// that ended by themselves.
+    pub memory_bytes: u64,
 }
 
 /// What a supervisor asks of a zygote.
@@ -142,25 +208,49 @@ pub struct Job {
     pub program: String,
     /// The calls.
     pub calls: Vec<Call>,
-    /// Runs the calls from last to first.
-    pub reverse: bool,
+    /// Whether the calls are Python source ([`Profile::Run`]).
+    pub source: bool,
+    /// Runs the calls from last to first, and sets give their members from last to first.
+    pub reverse: Reverse,
     /// Calls twice in one module and compares.
     pub repeat: bool,
-    /// CPU limit of one call, in milliseconds.
-    pub cpu_ms: u64,
-    /// Wall-clock limit of one call, in milliseconds.
-    pub wall_ms: u64,
-    /// Memory that a call may add, in bytes.
-    pub memory_bytes: u64,
+    /// Limits of one call.
+    pub limits: Limits,
+}
+
+/// What a second run turns round, to see whether it makes a difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reverse {
+    /// Nothing.
+    No,
+    /// The order of the calls.
+    Calls,
+    /// The order of the calls and of the members of sets.
+    CallsAndSets,
 }
 
 /// What a zygote answers.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct JobResult {
     /// One outcome per call, in the order of the request.
     pub calls: Vec<Outcome>,
     /// CPU time of the children, in microseconds.
     pub cpu_us: u64,
+    /// Most memory of a child, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// One layer of the sandbox.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layer {
+    /// Its name.
+    pub name: String,
+    /// Whether it is in force.
+    pub in_force: bool,
+    /// Whether a strict sandbox refuses to run without it.
+    pub required: bool,
+    /// What it does, or why it is not there.
+    pub detail: String,
 }
 
 /// Bytes of a message: its length (little-endian u32), then JSON.
@@ -196,8 +286,9 @@ pub fn receive<T: DeserializeOwned>(from: &mut impl Read) -> io::Result<T> {
     serde_json::from_slice(&bytes).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
 }
 
-/// Takes complete messages off the front of a buffer; what does not decode ends the list.
-pub fn take_frames<T: DeserializeOwned>(mut bytes: &[u8]) -> Vec<T> {
+/// Takes complete messages off the front of a buffer; what does not decode ends the list, as does more than `most` bytes.
+pub fn take_frames<T: DeserializeOwned>(bytes: &[u8], most: usize) -> Vec<T> {
+    let mut bytes = &bytes[..bytes.len().min(most)];
     let mut messages = Vec::new();
     while let Some((len, rest)) = bytes.split_first_chunk::<4>() {
         let len = u32::from_le_bytes(*len) as usize;
@@ -218,9 +309,9 @@ mod tests {
         let outcome = Outcome::Value { text: "'\u{e9}'".into(), matches: Some(true) };
         let mut bytes = frame(&outcome);
         bytes.extend(frame(&Outcome::Crash));
-        assert_eq!(take_frames::<Outcome>(&bytes), [outcome.clone(), Outcome::Crash]);
+        assert_eq!(take_frames::<Outcome>(&bytes, usize::MAX), [outcome.clone(), Outcome::Crash]);
         for cut in 0..bytes.len() {
-            assert!(take_frames::<Outcome>(&bytes[..cut]).len() <= 1);
+            assert!(take_frames::<Outcome>(&bytes, cut).len() <= 1);
         }
         assert!(receive::<Outcome>(&mut &[255u8, 255, 255, 255, 0][..]).is_err());
         assert_eq!(receive::<Outcome>(&mut &bytes[..]).ok(), Some(outcome));

@@ -1,16 +1,47 @@
-//! Python values of exact builtin types: read from literals, written as Python writes them, compared as Python compares.
+//! Python values: what crosses the border between programs and the trainer, compared as Python compares.
 //!
-//! Nothing here executes anything. Equality is Python's (`True == 1 == 1.0`, sets and dicts without order, a set equals
-//! a frozenset), except that a value holding nan equals nothing, not even itself: a task whose answer is nan cannot be
-//! checked and is refused.
+//! Nothing here executes anything. Equality is Python's (`True == 1 == 1.0 == Fraction(1)`, sets and dicts without order,
+//! a set equals a frozenset, a Counter ignores zero counts beside another Counter, two OrderedDicts compare in order),
+//! computed on decoded values, never by a program's classes.
+//!
+//! The nan rule: Python compares members of containers by identity first, so that `x == x` may hold for a list with nan
+//! inside and fail for its copy. A decoded value has no identity: here a value that holds nan equals nothing, not even
+//! itself. A task whose answer holds nan cannot be checked and is refused.
+//!
+//! Writing is in `repr`, reading in `literal`, JSON in `json`.
 
 use malachite_bigint::BigInt;
-use std::fmt::{self, Write as _};
+use std::collections::HashMap;
+
+use crate::exec::moment::Moment;
+use crate::exec::number::{Decimal, float_key, ratio_key, write_text};
 
 /// Deepest nesting of a value.
 pub const MAX_DEPTH: usize = 64;
 /// Longest literal, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;
+
+/// The builtin type that a defaultdict makes its missing values with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Factory(&'static str);
+
+impl Factory {
+    /// Types whose call without arguments gives an empty value.
+    const NAMES: [&'static str; 8] = ["int", "list", "set", "dict", "str", "float", "tuple", "bool"];
+
+    /// The factory of this name, if it is a builtin type.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::NAMES.into_iter().find(|n| *n == name).map(Factory)
+    }
+
+    /// The type's name.
+    pub fn name(self) -> &'static str {
+        self.0
+    }
+}
+
+/// Key and value pairs.
+pub type Pairs = Vec<(Value, Value)>;
 
 /// A Python value.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,271 +65,182 @@ pub enum Value {
     /// A tuple.
     Tuple(Vec<Value>),
     /// A dict in insertion order, keys distinct.
-    Dict(Vec<(Value, Value)>),
-    /// A set in insertion order, members distinct.
+    Dict(Pairs),
+    /// A set, members distinct, in any order.
     Set(Vec<Value>),
-    /// A frozenset in insertion order, members distinct.
+    /// A frozenset, members distinct, in any order.
     FrozenSet(Vec<Value>),
     /// A range: start, stop, step.
     Range(BigInt, BigInt, BigInt),
+    /// `collections.deque`: items and greatest length.
+    Deque(Vec<Value>, Option<u64>),
+    /// `collections.Counter`.
+    Counter(Pairs),
+    /// `collections.defaultdict`: factory and items.
+    DefaultDict(Option<Factory>, Pairs),
+    /// `collections.OrderedDict`.
+    OrderedDict(Pairs),
+    /// `fractions.Fraction` in lowest terms, denominator above 0.
+    Fraction(BigInt, BigInt),
+    /// `decimal.Decimal`.
+    Decimal(Decimal),
+    /// A value of the module `datetime`.
+    Moment(Moment),
 }
 
 impl Value {
-    /// The text that Python's `repr` gives.
-    pub fn repr(&self) -> String {
-        let mut out = String::new();
-        self.write_repr(&mut out);
-        out
-    }
-
     /// Python's `==`.
     pub fn py_eq(&self, other: &Value) -> bool {
-        match (self.canonical(), other.canonical()) {
-            (Some(a), Some(b)) => a == b,
-            _ => false,
+        use Value::{Counter, Deque, FrozenSet, List, OrderedDict, Set, Tuple};
+        match (self, other) {
+            (List(a), List(b)) | (Tuple(a), Tuple(b)) | (Deque(a, _), Deque(b, _)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.py_eq(b))
+            }
+            (Set(a) | FrozenSet(a), Set(b) | FrozenSet(b)) => match (members(a), members(b)) {
+                (Some(a), Some(b)) => a == b,
+                _ => false,
+            },
+            (Counter(a), Counter(b)) => counts_equal(a, b),
+            (OrderedDict(a), OrderedDict(b)) => {
+                a.len() == b.len() && a.iter().zip(b).all(|((k, v), (l, w))| k.py_eq(l) && v.py_eq(w))
+            }
+            _ => match (self.pairs(), other.pairs()) {
+                (Some(a), Some(b)) => a.len() == b.len() && pairs_equal(a, b),
+                (None, None) => match (self.canonical(), other.canonical()) {
+                    (Some(a), Some(b)) => a == b,
+                    _ => false,
+                },
+                _ => false,
+            },
+        }
+    }
+
+    /// Whether nan is anywhere inside.
+    pub fn holds_nan(&self) -> bool {
+        match self {
+            Value::Float(f) => f.is_nan(),
+            Value::Complex(re, im) => re.is_nan() || im.is_nan(),
+            Value::Decimal(d) => d.is_nan(),
+            _ => {
+                let pairs = self.pairs().unwrap_or_default();
+                self.items().unwrap_or_default().iter().any(Value::holds_nan)
+                    || pairs.iter().any(|(k, v)| k.holds_nan() || v.holds_nan())
+            }
         }
     }
 
     /// Whether the value can be a member of a set.
     pub fn is_hashable(&self) -> bool {
         match self {
-            Value::List(_) | Value::Dict(_) | Value::Set(_) => false,
+            Value::List(_) | Value::Set(_) | Value::Deque(..) => false,
             Value::Tuple(items) => items.iter().all(Value::is_hashable),
-            _ => true,
+            _ => self.pairs().is_none(),
         }
     }
 
-    /// A text that two values share when they are equal; none when nan is inside.
+    /// Members of a sequence or set.
+    pub(crate) fn items(&self) -> Option<&[Value]> {
+        match self {
+            Value::List(v) | Value::Tuple(v) | Value::Set(v) | Value::FrozenSet(v) | Value::Deque(v, _) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// Pairs of a dict or of a kind of dict.
+    pub(crate) fn pairs(&self) -> Option<&[(Value, Value)]> {
+        match self {
+            Value::Dict(v) | Value::Counter(v) | Value::DefaultDict(_, v) | Value::OrderedDict(v) => Some(v),
+            _ => None,
+        }
+    }
+
+    /// A text that two hashable values share when they are equal; none when nan is inside or the value cannot be hashed.
     pub(crate) fn canonical(&self) -> Option<String> {
         let mut out = String::new();
         self.write_canonical(&mut out).then_some(out)
     }
 
     fn write_canonical(&self, out: &mut String) -> bool {
-        let all = |items: &[Value]| items.iter().map(Value::canonical).collect::<Option<Vec<String>>>();
         match self {
             Value::None => out.push('N'),
             Value::Bool(b) => out.push_str(if *b { "1" } else { "0" }),
             Value::Int(i) => write_text(out, i),
-            Value::Float(f) => return canonical_float(*f, out),
+            Value::Float(f) => return float_key(*f, out),
             Value::Complex(re, im) => {
-                let ok = canonical_float(*re, out);
+                let ok = float_key(*re, out);
                 if *im != 0.0 {
                     out.push('+');
-                    let ok = canonical_float(*im, out) && ok;
+                    let ok = float_key(*im, out) && ok;
                     out.push('j');
                     return ok;
                 }
                 return ok;
             }
+            Value::Fraction(p, q) => ratio_key(p, q, out),
+            Value::Decimal(d) => return d.key(out),
             Value::Str(s) => write_text(out, format_args!("s{}:{s}", s.len())),
             Value::Bytes(b) => write_text(out, format_args!("b{b:?}")),
-            Value::List(items) | Value::Tuple(items) => {
-                let Some(items) = all(items) else { return false };
-                let open = if matches!(self, Value::List(_)) { "[" } else { "(" };
-                write_text(out, format_args!("{open}{})", items.join(",")));
+            Value::Moment(m) => m.key(out),
+            Value::Tuple(items) => {
+                let Some(items) = items.iter().map(Value::canonical).collect::<Option<Vec<String>>>() else {
+                    return false;
+                };
+                write_text(out, format_args!("({})", items.join(",")));
             }
-            Value::Set(items) | Value::FrozenSet(items) => {
-                let Some(mut items) = all(items) else { return false };
-                items.sort_unstable();
-                items.dedup();
+            Value::FrozenSet(items) => {
+                let Some(items) = members(items) else { return false };
                 write_text(out, format_args!("{{{}}}", items.join(",")));
             }
-            Value::Dict(items) => {
-                let mut pairs = Vec::with_capacity(items.len());
-                for (key, value) in items {
-                    let (Some(key), Some(value)) = (key.canonical(), value.canonical()) else { return false };
-                    pairs.push(format!("{key}:{value}"));
-                }
-                pairs.sort_unstable();
-                write_text(out, format_args!("d{{{}}}", pairs.join(",")));
-            }
-            Value::Range(start, stop, step) => {
-                let zero = BigInt::from(0);
-                let len = if *step > zero && start < stop {
-                    (stop - start - BigInt::from(1)) / step + BigInt::from(1)
-                } else if *step < zero && start > stop {
-                    (start - stop - BigInt::from(1)) / -step + BigInt::from(1)
-                } else {
-                    zero.clone()
-                };
-                let (first, by) = if len == zero { (&zero, &zero) } else { (start, step) };
-                let by = if len == BigInt::from(1) { &zero } else { by };
-                write_text(out, format_args!("r{len},{first},{by}"));
-            }
+            Value::Range(start, stop, step) => range_key(start, stop, step, out),
+            Value::List(_) | Value::Set(_) | Value::Deque(..) => return false,
+            Value::Dict(_) | Value::Counter(_) | Value::DefaultDict(..) | Value::OrderedDict(_) => return false,
         }
         true
     }
+}
 
-    fn write_repr(&self, out: &mut String) {
-        let list = |out: &mut String, items: &[Value]| {
-            for (i, item) in items.iter().enumerate() {
-                if i > 0 {
-                    out.push_str(", ");
-                }
-                item.write_repr(out);
-            }
-        };
-        match self {
-            Value::None => out.push_str("None"),
-            Value::Bool(b) => out.push_str(if *b { "True" } else { "False" }),
-            Value::Int(i) => write_text(out, i),
-            Value::Float(f) => out.push_str(&float_repr(*f)),
-            Value::Complex(re, im) => {
-                let part = |f: f64| float_repr(f).trim_end_matches(".0").to_owned();
-                if *re == 0.0 && re.is_sign_positive() {
-                    write_text(out, format_args!("{}j", part(*im)));
-                } else {
-                    let sign = if im.is_sign_negative() { "" } else { "+" };
-                    write_text(out, format_args!("({}{sign}{}j)", part(*re), part(*im)));
-                }
-            }
-            Value::Str(s) => write_str_repr(s.chars().map(u32::from), s, out),
-            Value::Bytes(b) => {
-                out.push('b');
-                let text: String = b.iter().filter(|b| b.is_ascii()).map(|b| *b as char).collect();
-                write_bytes_repr(b, &text, out);
-            }
-            Value::List(items) => {
-                out.push('[');
-                list(out, items);
-                out.push(']');
-            }
-            Value::Tuple(items) => {
-                out.push('(');
-                list(out, items);
-                out.push_str(if items.len() == 1 { ",)" } else { ")" });
-            }
-            Value::Dict(items) => {
-                out.push('{');
-                for (i, (key, value)) in items.iter().enumerate() {
-                    if i > 0 {
-                        out.push_str(", ");
-                    }
-                    key.write_repr(out);
-                    out.push_str(": ");
-                    value.write_repr(out);
-                }
-                out.push('}');
-            }
-            Value::Set(items) if items.is_empty() => out.push_str("set()"),
-            Value::Set(items) => {
-                out.push('{');
-                list(out, items);
-                out.push('}');
-            }
-            Value::FrozenSet(items) if items.is_empty() => out.push_str("frozenset()"),
-            Value::FrozenSet(items) => {
-                out.push_str("frozenset({");
-                list(out, items);
-                out.push_str("})");
-            }
-            Value::Range(start, stop, step) if *step == BigInt::from(1) => {
-                write_text(out, format_args!("range({start}, {stop})"));
-            }
-            Value::Range(start, stop, step) => write_text(out, format_args!("range({start}, {stop}, {step})")),
-        }
+/// Canonical texts of the members of a set, sorted.
+fn members(items: &[Value]) -> Option<Vec<String>> {
+    let mut keys = items.iter().map(Value::canonical).collect::<Option<Vec<String>>>()?;
+    keys.sort_unstable();
+    keys.dedup();
+    Some(keys)
+}
+
+fn index(pairs: &[(Value, Value)]) -> Option<HashMap<String, &Value>> {
+    pairs.iter().map(|(k, v)| Some((k.canonical()?, v))).collect()
+}
+
+fn pairs_equal(a: &[(Value, Value)], b: &[(Value, Value)]) -> bool {
+    match (index(a), index(b)) {
+        (Some(a), Some(b)) => a.len() == b.len() && a.iter().all(|(k, v)| b.get(k).is_some_and(|other| v.py_eq(other))),
+        _ => false,
     }
 }
 
-fn write_text(out: &mut String, text: impl fmt::Display) {
-    write!(out, "{text}").expect("a String takes any text");
-}
-
-fn canonical_float(f: f64, out: &mut String) -> bool {
-    if f.is_nan() {
-        return false;
-    }
-    if f.is_finite() && f.fract() == 0.0 {
-        write_text(out, integral(f));
-    } else {
-        write_text(out, format_args!("f{:x}", f.to_bits()));
-    }
-    true
-}
-
-/// The integer that a whole float is.
-fn integral(f: f64) -> BigInt {
-    let bits = f.to_bits();
-    let exponent = ((bits >> 52) & 0x7ff) as i64 - 1075;
-    let mantissa = if exponent == -1075 { (bits & ((1 << 52) - 1)) << 1 } else { (bits & ((1 << 52) - 1)) | 1 << 52 };
-    let magnitude = if exponent >= 0 {
-        BigInt::from(mantissa) << exponent as u64
-    } else {
-        BigInt::from(mantissa) >> (-exponent) as u64
+/// Two Counters: a missing count is 0.
+fn counts_equal(a: &[(Value, Value)], b: &[(Value, Value)]) -> bool {
+    let zero = Value::Int(BigInt::from(0));
+    let covered = |a: &HashMap<String, &Value>, b: &HashMap<String, &Value>| {
+        a.iter().all(|(k, v)| v.py_eq(b.get(k).unwrap_or(&&zero)))
     };
-    if f < 0.0 { -magnitude } else { magnitude }
+    match (index(a), index(b)) {
+        (Some(a), Some(b)) => covered(&a, &b) && covered(&b, &a),
+        _ => false,
+    }
 }
 
-/// Python's float repr: the shortest digits that read back, exponent form outside 1e-4..1e16.
-fn float_repr(f: f64) -> String {
-    if f.is_nan() {
-        return "nan".to_owned();
-    }
-    if f.is_infinite() {
-        return if f > 0.0 { "inf" } else { "-inf" }.to_owned();
-    }
-    let scientific = format!("{f:e}");
-    let (digits, exponent) = scientific.split_once('e').expect("scientific notation has an exponent");
-    let exponent: i32 = exponent.parse().expect("an exponent is a number");
-    if f == 0.0 || (-4..16).contains(&exponent) {
-        let plain = format!("{f}");
-        return if plain.contains('.') { plain } else { plain + ".0" };
-    }
-    let sign = if exponent < 0 { '-' } else { '+' };
-    format!("{digits}e{sign}{:02}", exponent.abs())
-}
-
-fn quote_for(text: &str) -> char {
-    if text.contains('\'') && !text.contains('"') { '"' } else { '\'' }
-}
-
-fn write_str_repr(chars: impl Iterator<Item = u32>, text: &str, out: &mut String) {
-    let quote = quote_for(text);
-    out.push(quote);
-    for code in chars {
-        let c = char::from_u32(code).expect("a str holds characters");
-        match c {
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            c if c == quote => {
-                out.push('\\');
-                out.push(c);
-            }
-            c if code < 0x20 || (0x7f..0xa1).contains(&code) || code == 0xad => {
-                write_text(out, format_args!("\\x{:02x}", c as u32))
-            }
-            c if c.is_control() || (c.is_whitespace() && code > 0x20) => {
-                if code < 0x1_0000 {
-                    write_text(out, format_args!("\\u{code:04x}"));
-                } else {
-                    write_text(out, format_args!("\\U{code:08x}"));
-                }
-            }
-            c => out.push(c),
-        }
-    }
-    out.push(quote);
-}
-
-fn write_bytes_repr(bytes: &[u8], text: &str, out: &mut String) {
-    let quote = quote_for(text);
-    out.push(quote);
-    for b in bytes {
-        match *b {
-            b'\\' => out.push_str("\\\\"),
-            b'\n' => out.push_str("\\n"),
-            b'\r' => out.push_str("\\r"),
-            b'\t' => out.push_str("\\t"),
-            b if b as char == quote => {
-                out.push('\\');
-                out.push(quote);
-            }
-            b @ 0x20..0x7f => out.push(b as char),
-            b => write_text(out, format_args!("\\x{b:02x}")),
-        }
-    }
-    out.push(quote);
+/// Ranges are equal when they give the same numbers.
+fn range_key(start: &BigInt, stop: &BigInt, step: &BigInt, out: &mut String) {
+    let zero = BigInt::from(0);
+    let len = if *step > zero && start < stop {
+        (stop - start - BigInt::from(1)) / step + BigInt::from(1)
+    } else if *step < zero && start > stop {
+        (start - stop - BigInt::from(1)) / -step + BigInt::from(1)
+    } else {
+        zero.clone()
+    };
+    let (first, by) = if len == zero { (&zero, &zero) } else { (start, step) };
+    let by = if len == BigInt::from(1) { &zero } else { by };
+    write_text(out, format_args!("r{len},{first},{by}"));
 }

@@ -1,59 +1,41 @@
-//! The worker process: a zygote with a warm interpreter that forks one child per run of calls.
+//! The worker process: a zygote with a warm interpreter that forks one child per run of calls (see `child`).
 //!
-//! A child runs calls one after another, each in a fresh module, and writes each outcome as it is known. When it dies, the
-//! zygote runs the call that it died in once more, alone and with a full budget, so that no call's verdict depends on the
-//! calls before it; the calls behind it get a new child.
+//! A child leaves each outcome in a shared slot as it is known. When it dies, the zygote runs the call that it died in once
+//! more, alone and with a full budget, so that no call's verdict depends on the calls before it; the calls behind it get a
+//! new child. The zygote reads the slot only when the child is gone.
 
 use std::fs::File;
-use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustpython_vm as vm;
-use vm::builtins::{PyBaseExceptionRef, PyCode};
+use vm::builtins::{PyClassMethod, PyList, PyType};
 use vm::compiler::Mode;
-use vm::scope::Scope;
-use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyRef, Settings, VirtualMachine};
+use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
 
-use crate::exec::convert::{Unsupported, from_python, to_python};
-use crate::exec::protocol::{Call, Job, JobResult, Outcome, frame, receive, send, take_frames};
-use crate::exec::sandbox::{self, Ending};
-use crate::exec::value::Value;
+use crate::exec::child::{self, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
+use crate::exec::convert::Types;
+use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
+use crate::exec::sandbox::{self, Ending, Slot};
 
 /// First argument of a process that is to be a zygote; the second is the hash seed, the third the sandbox mode.
 pub const MARKER: &str = "--azr-executor-zygote";
-/// Exit status of a child whose interpreter panicked.
-const EXIT_PANIC: i32 = 78;
-/// Longest output literal, in bytes.
-pub const MAX_OUTPUT: usize = 4096;
-/// Longest exception message kept, in bytes.
-const MAX_MESSAGE: usize = 300;
 /// Deepest recursion of Python code, the same in every build.
 const RECURSION_LIMIT: usize = 1000;
 
-/// Modules imported before the first program, so that children share their memory.
-const WARM_MODULES: &[&str] = &[
-    "collections",
-    "itertools",
-    "functools",
-    "heapq",
-    "math",
-    "re",
-    "string",
-    "random",
-    "statistics",
-    "fractions",
-    "decimal",
-    "datetime",
-    "json",
-    "bisect",
-    "typing",
-    "dataclasses",
-    "copy",
-    "operator",
-    "enum",
-    "time",
-];
+/// Results that a slot holds; the outcomes of a few hundred calls. When it is full, the remaining calls get a new child.
+const SLOT_BYTES: usize = 1 << 20;
+
+/// Address space of each of a zygote's arenas.
+const ARENA_BYTES: usize = 512 << 20;
+
+/// Modules that many programs import; what they are made of is used all the time.
+const HOT_MODULES: &[&str] =
+    &["collections", "itertools", "functools", "heapq", "math", "re", "string", "bisect", "typing", "copy", "operator"];
+/// Modules that few programs import. They are loaded too, so that children share their memory, but apart from the others:
+/// pages that a child never writes to cost a fork next to nothing.
+const COLD_MODULES: &[&str] =
+    &["random", "statistics", "fractions", "decimal", "datetime", "json", "dataclasses", "enum", "time"];
 
 /// RustPython 0.5.0 without host files has no FileIO, which `io` (and so `dataclasses`, `statistics`) wants to name.
 const NO_FILES: &str = "\
@@ -62,6 +44,39 @@ class FileIO(_io._RawIOBase):
     def __init__(self, *args, **kwargs):
         raise PermissionError(1, 'Operation not permitted')
 _io.FileIO = FileIO
+";
+
+/// Gaps of RustPython 0.5.0, closed in Python: `fromkeys` is also called on instances, and rounding goes by the decimal
+/// digits of the exact value. And how a set that gives its members in reverse order takes one off.
+const PATCHES: &str = "\
+def fromkeys(cls, iterable, value=None, /):
+    d = cls()
+    for key in iterable:
+        d[key] = value
+    return d
+def rounded(self, ndigits=None, /, plain=float.__round__):
+    if type(ndigits) is not int or not 0 <= ndigits < 300 or self - self != 0.0:
+        return plain(self, ndigits)
+    return float('%.*f' % (ndigits, self))
+def pop(self, /):
+    for item in self:
+        pass
+    try:
+        self.remove(item)
+    except NameError:
+        raise KeyError('pop from an empty set') from None
+    return item
+";
+
+/// A program of the usual kind.
+const WARM_PROGRAM: &str = "\
+def f(xs, k):
+    d = {}
+    for x in xs:
+        key = x.lower().strip('.,')
+        d[key] = d.get(key, 0) + 1
+    items = sorted(d.items(), key=lambda p: (-p[1], p[0]))
+    return ' | '.join([f'{a}:{b}' for a, b in items[:k]]), [i * 2 for i in range(k)], sum(d.values())
 ";
 
 /// Becomes a worker if the command line says so, and then never returns. First thing of `main`.
@@ -95,39 +110,42 @@ fn interpreter(hash_seed: u32) -> Interpreter {
         .interpreter()
 }
 
-/// What the zygote says once it is ready: the layers that could not be had.
-pub type Ready = Vec<String>;
+/// What the zygote says once it is ready: its layers, in force or not.
+pub type Ready = Vec<Layer>;
 
 fn zygote(hash_seed: u32, strict: bool) -> ! {
+    sandbox::reset_signals();
     sandbox::die_with_parent();
     std::panic::set_hook(Box::new(|_| sandbox::exit_now(EXIT_PANIC)));
     // The supervisor's pipes arrive as standard input and output; programs must not see them there.
-    let plan = || -> std::io::Result<()> {
+    let plan = || -> std::io::Result<Slot> {
         sandbox::duplicate(0, sandbox::JOBS_FD)?;
         sandbox::duplicate(1, sandbox::RESULTS_FD)?;
         let null = File::options().read(true).write(true).open("/dev/null")?;
         for fd in 0..3 {
             sandbox::duplicate(null.as_raw_fd(), fd)?;
         }
-        Ok(())
+        Slot::new(SLOT_BYTES)
     };
-    if plan().is_err() {
-        sandbox::exit_now(1);
-    }
-    sandbox::close_from(sandbox::OUTCOMES_FD);
+    let Ok(slot) = plan() else { sandbox::exit_now(1) };
+    sandbox::close_from(sandbox::RESULTS_FD + 1);
     let (mut jobs, mut results) = (sandbox::file_at(sandbox::JOBS_FD), sandbox::file_at(sandbox::RESULTS_FD));
+    sandbox::code_to_huge_pages();
+    sandbox::start_arena(ARENA_BYTES, true);
+    shift_layout(hash_seed);
     interpreter(hash_seed).enter(|vm| {
         vm.recursion_limit.set(RECURSION_LIMIT);
-        warm_up(vm);
-        let missing = enter_sandbox();
-        let ready = send(&mut results, &missing).is_ok();
-        if !ready || (strict && !missing.is_empty()) {
+        let Ok(mut warm) = warm_up(vm) else { sandbox::exit_now(1) };
+        sandbox::no_new_huge_pages();
+        let layers = enter_sandbox();
+        let complete = layers.iter().all(|l| l.in_force || !l.required);
+        warm.filter = sandbox::filter(false).ok();
+        let ready = send(&mut results, &layers).is_ok();
+        if !ready || (strict && !(complete && warm.filter.is_some())) {
             sandbox::exit_now(1);
         }
-        let child_filter = sandbox::filter(false).ok();
         while let Ok(job) = receive::<Job>(&mut jobs) {
-            let result = run_job(vm, &job, child_filter.as_ref());
-            if send(&mut results, &result).is_err() {
+            if send(&mut results, &run_job(&warm, &job, &slot)).is_err() {
                 break;
             }
         }
@@ -135,202 +153,172 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
     })
 }
 
-fn warm_up(vm: &VirtualMachine) {
-    let imports = WARM_MODULES.iter().map(|module| format!("import {module}\n"));
+/// Takes some memory of every small size for good, as much as the seed says: objects of two zygotes then lie at different
+/// addresses even where the kernel does not choose these by chance.
+fn shift_layout(seed: u32) {
+    for size in (16..=1024).step_by(16) {
+        for _ in 0..1 + seed as usize % 13 {
+            std::mem::forget(Vec::<u8>::with_capacity(size));
+        }
+    }
+}
+
+fn import(vm: &VirtualMachine, modules: &[&str]) {
+    let imports = modules.iter().map(|module| format!("import {module}\n"));
     for source in std::iter::once(NO_FILES.to_owned()).chain(imports) {
         if let Ok(code) = vm.compile(&source, Mode::Exec, "<warm>".to_owned()) {
             let _ = vm.run_code_obj(code, vm.new_scope_with_builtins());
         }
     }
-    let job = Job {
-        program: "def f(xs, k):\n    d = {}\n    for x in xs:\n        d[x] = d.get(x, 0) + 1\n    return sorted(d.items())[:k], f'{k}'\n"
-            .to_owned(),
-        calls: vec![Call { args: "['a', 'b', 'a'], 2".to_owned(), expect: Some("1".to_owned()) }],
-        reverse: false,
-        repeat: true,
-        cpu_ms: 0,
-        wall_ms: 0,
-        memory_bytes: 0,
-    };
-    if let Ok(code) = vm.compile(&job.program, Mode::Exec, "<program>".to_owned()) {
-        for _ in 0..20 {
-            run_call(vm, &code, &job.calls[0], true);
+}
+
+/// RustPython 0.5.0 panics when it is asked for the name of some of its own types, unless the name is known.
+fn intern_type_names(vm: &VirtualMachine, class: &PyObjectRef) -> PyResult<()> {
+    if let Some(class) = class.downcast_ref::<PyType>() {
+        let name = class.slot_name().to_owned();
+        vm.ctx.intern_str(name.rsplit('.').next().unwrap_or(&name));
+    }
+    let subclasses = vm.ctx.types.type_type.get_attr(vm.ctx.intern_str("__subclasses__"));
+    let subclasses = subclasses.map(|f| f.call((class.clone(),), vm)).transpose()?;
+    for subclass in subclasses.iter().filter_map(|s| s.downcast_ref::<PyList>()).flat_map(|s| s.borrow_vec().to_vec()) {
+        if !subclass.is(class) && !subclass.is(vm.ctx.types.type_type) {
+            intern_type_names(vm, &subclass)?;
+        }
+    }
+    Ok(())
+}
+
+/// Runs a program a few times: what the interpreter makes at the first use lies with what is used all the time.
+fn exercise(vm: &VirtualMachine) {
+    let program = format!("{WARM_PROGRAM}f(['a', 'b', 'a'], 2)\n");
+    for _ in 0..5 {
+        if let Ok(code) = vm.compile(&program, Mode::Exec, "<program>".to_owned()) {
+            let _ = vm.run_code_obj(code, vm.new_scope_with_builtins());
         }
     }
 }
 
-/// Enters the zygote's layers; returns those that could not be had.
-fn enter_sandbox() -> Ready {
-    let mut missing = Vec::new();
-    if let Err(e) = sandbox::no_new_privileges() {
-        missing.push(format!("no_new_privs: {e}"));
+fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
+    import(vm, HOT_MODULES);
+    exercise(vm);
+    let patches = vm.compile(PATCHES, Mode::Exec, "<patches>".to_owned());
+    let patches = patches.map_err(|e| vm.new_syntax_error(&e, None))?;
+    let scope = vm.new_scope_with_builtins();
+    vm.run_code_obj(patches, scope.clone())?;
+    let fromkeys = PyClassMethod::from(scope.globals.get_item("fromkeys", vm)?).into_ref(&vm.ctx);
+    vm.ctx.types.dict_type.set_attr(vm.ctx.intern_str("fromkeys"), fromkeys.into());
+    let rounded = scope.globals.get_item("rounded", vm)?;
+    vm.ctx.types.float_type.set_attr(vm.ctx.intern_str("__round__"), rounded);
+    intern_type_names(vm, &vm.ctx.types.object_type.to_owned().into())?;
+    let last_pop: PyObjectRef = scope.globals.get_item("pop", vm)?;
+    sandbox::start_arena(ARENA_BYTES, true);
+    import(vm, COLD_MODULES);
+    sandbox::start_arena(ARENA_BYTES, true);
+    let warm = Warm { vm, types: Types::load(vm)?, filter: None, last_pop };
+    let job = Job {
+        program: WARM_PROGRAM.to_owned(),
+        calls: vec![Call { args: "['a', 'b', 'a'], 2".to_owned(), expect: None }],
+        source: false,
+        reverse: Reverse::No,
+        repeat: true,
+        limits: Limits { cpu_ms: 0, wall_ms: 0, memory_bytes: 0 },
+    };
+    for _ in 0..20 {
+        child::run_calls(&warm, &job, &[0], &mut |_| true);
     }
-    missing.extend(sandbox::enter_landlock().err());
-    missing.extend(sandbox::filter(true).and_then(|f| sandbox::apply_filter(&f)).err());
-    missing
+    // What is there now stays for good: collections in children need not look at it, nor write to it.
+    vm::gc_state::gc_state().collect(2);
+    vm::gc_state::gc_state().freeze();
+    Ok(warm)
 }
 
-type Filter = seccompiler::BpfProgram;
+/// Enters the zygote's layers; returns them all, in force or not.
+fn enter_sandbox() -> Ready {
+    let layer = |name: &str, required, done: Result<String, String>| {
+        let in_force = done.is_ok();
+        let detail = match done {
+            Ok(what) | Err(what) => what,
+        };
+        Layer { name: name.to_owned(), in_force, required, detail }
+    };
+    let plain = |done: std::io::Result<()>, what: &str| done.map(|()| what.to_owned()).map_err(|e| e.to_string());
+    vec![
+        layer("no_new_privs", true, plain(sandbox::no_new_privileges(), "no program can give rights back")),
+        layer("capabilities", false, plain(sandbox::drop_capabilities(), "none are left, whoever the user is")),
+        layer("rlimits", false, plain(sandbox::set_rlimits(), "address space, files, locked memory, queues")),
+        layer("landlock", true, sandbox::enter_landlock()),
+        layer(
+            "seccomp",
+            true,
+            sandbox::filter(true)
+                .and_then(|f| sandbox::apply_filter(&f))
+                .map(|()| "an allow-list; children get a shorter one".to_owned()),
+        ),
+    ]
+}
 
-fn run_job(vm: &VirtualMachine, job: &Job, filter: Option<&Filter>) -> JobResult {
+fn run_job(warm: &Warm<'_>, job: &Job, slot: &Slot) -> JobResult {
     let mut order: Vec<usize> = (0..job.calls.len()).collect();
-    if job.reverse {
+    if job.reverse != Reverse::No {
         order.reverse();
     }
-    let mut calls = vec![Outcome::Crash; job.calls.len()];
-    let (mut done, mut cpu_us) = (0, 0);
+    let mut result = JobResult { calls: vec![Outcome::Crash; job.calls.len()], ..JobResult::default() };
+    let mut done = 0;
     while done < order.len() {
-        let (outcomes, death, micros) = run_child(vm, job, &order[done..], filter);
-        cpu_us += micros;
+        let (outcomes, death) = run_child(warm, job, &order[done..], slot, &mut result);
         let known = outcomes.len().min(order.len() - done);
         for (at, outcome) in order[done..].iter().zip(outcomes) {
-            calls[*at] = outcome;
+            result.calls[*at] = outcome;
         }
         done += known;
-        if let Some(death) = death
-            && known == 0
-        {
-            calls[order[done]] = death;
+        if known == 0 {
+            result.calls[order[done]] = death.unwrap_or(Outcome::Crash);
             done += 1;
         }
     }
-    JobResult { calls, cpu_us }
+    result
 }
 
-/// Runs calls in a fresh child: the outcomes it wrote, why it died if it did, and its CPU time.
+/// Runs calls in a fresh child: the outcomes that it left, and why it died if it did.
 fn run_child(
-    vm: &VirtualMachine,
+    warm: &Warm<'_>,
     job: &Job,
     order: &[usize],
-    filter: Option<&Filter>,
-) -> (Vec<Outcome>, Option<Outcome>, u64) {
-    let Ok((read, write)) = sandbox::pipe() else { return (Vec::new(), Some(Outcome::Crash), 0) };
-    match sandbox::fork() {
-        Ok(None) => child(vm, job, order, filter, &write),
-        Err(_) => (Vec::new(), Some(Outcome::Crash), 0),
-        Ok(Some(pid)) => {
-            drop(write);
-            let (bytes, late) = collect(read, Duration::from_millis(job.wall_ms), order.len());
-            if late {
+    slot: &Slot,
+    result: &mut JobResult,
+) -> (Vec<Outcome>, Option<Outcome>) {
+    slot.clear();
+    let pid = match sandbox::fork() {
+        Ok(None) => child::run(warm, job, order, slot),
+        Ok(Some(pid)) => pid,
+        Err(_) => return (Vec::new(), None),
+    };
+    // The limit is that of one call: as long as outcomes come, the child may go on.
+    let (mut seen, mut late) = (0, false);
+    let ended = loop {
+        match sandbox::wait_for(pid, Some(Duration::from_millis(job.limits.wall_ms))) {
+            Ok(Some(ended)) => break Some(ended),
+            Ok(None) if slot.len() > seen => seen = slot.len(),
+            Ok(None) => {
+                late = true;
                 sandbox::kill(pid);
+                break sandbox::wait_for(pid, None).ok().flatten();
             }
-            let (ending, cpu_us) = sandbox::wait_for(pid).unwrap_or((Ending::Exited(EXIT_PANIC), 0));
-            let outcomes: Vec<Outcome> = take_frames(&bytes);
-            let death = match ending {
-                _ if late => Some(Outcome::TimeoutWall),
-                Ending::Exited(0) if outcomes.len() >= order.len() => None,
-                Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Some(Outcome::OutOfMemory),
-                Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Some(Outcome::TimeoutCpu),
-                Ending::Killed(libc::SIGSYS) => Some(Outcome::Policy),
-                _ => Some(Outcome::Crash),
-            };
-            (outcomes, death, cpu_us)
+            Err(_) => break None,
         }
-    }
-}
-
-/// Reads what a child writes until it closes its pipe; late when one call takes longer than `limit`.
-fn collect(read: std::os::fd::OwnedFd, limit: Duration, num_calls: usize) -> (Vec<u8>, bool) {
-    let mut file = File::from(read);
-    let (mut bytes, mut buffer) = (Vec::new(), [0; 16 << 10]);
-    let most = num_calls * (2 * MAX_OUTPUT + MAX_MESSAGE + 256);
-    let mut deadline = Instant::now() + limit;
-    loop {
-        if !sandbox::wait_readable(&file, deadline.saturating_duration_since(Instant::now())) {
-            return (bytes, true);
-        }
-        match std::io::Read::read(&mut file, &mut buffer) {
-            Ok(0) | Err(_) => return (bytes, false),
-            Ok(n) => {
-                bytes.extend_from_slice(&buffer[..n]);
-                deadline = Instant::now() + limit;
-            }
-        }
-        if bytes.len() > most {
-            return (Vec::new(), true);
-        }
-    }
-}
-
-fn child(vm: &VirtualMachine, job: &Job, order: &[usize], filter: Option<&Filter>, write: &impl AsRawFd) -> ! {
-    let enter = || -> Option<()> {
-        sandbox::duplicate(write.as_raw_fd(), sandbox::OUTCOMES_FD).ok()?;
-        sandbox::close_from(sandbox::OUTCOMES_FD + 1);
-        sandbox::set_rlimits().ok()?;
-        sandbox::set_cpu_timer(job.cpu_ms).ok()?;
-        sandbox::set_memory_budget(job.memory_bytes as usize);
-        if let Some(filter) = filter {
-            sandbox::apply_filter(filter).ok()?;
-        }
-        Some(())
     };
-    if enter().is_none() {
-        sandbox::exit_now(EXIT_PANIC);
-    }
-    let mut out = sandbox::file_at(sandbox::OUTCOMES_FD);
-    let code = vm.compile(&job.program, Mode::Exec, "<program>".to_owned());
-    for at in order {
-        let outcome = match &code {
-            Ok(code) => run_call(vm, code, &job.calls[*at], job.repeat),
-            Err(error) => exception(&vm.new_syntax_error(error, None)),
-        };
-        if out.write_all(&frame(&outcome)).is_err() {
-            sandbox::exit_now(EXIT_PANIC);
-        }
-    }
-    sandbox::exit_now(0)
-}
-
-fn run_call(vm: &VirtualMachine, code: &PyRef<PyCode>, call: &Call, repeat: bool) -> Outcome {
-    let args = match Value::parse_args(&call.args) {
-        Ok(args) => args,
-        Err(e) => return Outcome::BadArgs(e.to_string()),
+    let (ending, cpu_us) = ended.unwrap_or((Ending::Exited(EXIT_PANIC), 0));
+    let (bytes, peak) = slot.take();
+    result.cpu_us += cpu_us;
+    let death = match ending {
+        Ending::Exited(0) => None,
+        _ if late => Some(Outcome::TimeoutWall),
+        Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Some(Outcome::OutOfMemory),
+        Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Some(Outcome::TimeoutCpu),
+        Ending::Killed(libc::SIGSYS) => Some(Outcome::Policy),
+        _ => Some(Outcome::Crash),
     };
-    let scope = vm.new_scope_with_builtins();
-    let result = scope
-        .globals
-        .set_item("__name__", vm.ctx.new_str("__program__").into(), vm)
-        .and_then(|()| vm.run_code_obj(code.clone(), scope.clone()))
-        .and_then(|_| call_f(vm, &scope, &args));
-    let value = match read_result(vm, result) {
-        Ok(value) => value,
-        Err(outcome) => return outcome,
-    };
-    if repeat {
-        match read_result(vm, call_f(vm, &scope, &args)) {
-            Ok(again) if again.py_eq(&value) && again.repr() == value.repr() => {}
-            _ => return Outcome::NotDeterministic,
-        }
-    }
-    let text = value.repr();
-    if text.len() > MAX_OUTPUT {
-        return Outcome::OutputTooLarge;
-    }
-    let matches = call.expect.as_ref().map(|e| Value::parse(e).is_ok_and(|e| e.py_eq(&value)));
-    Outcome::Value { text, matches }
-}
-
-fn call_f(vm: &VirtualMachine, scope: &Scope, args: &[Value]) -> Result<PyObjectRef, PyBaseExceptionRef> {
-    let f = scope.globals.get_item("f", vm)?;
-    let args = args.iter().map(|a| to_python(vm, a)).collect::<Result<Vec<_>, _>>()?;
-    f.call(args, vm)
-}
-
-fn read_result(vm: &VirtualMachine, result: Result<PyObjectRef, PyBaseExceptionRef>) -> Result<Value, Outcome> {
-    let object = result.map_err(|e| exception(&e))?;
-    let value = from_python(vm, &object).map_err(|e| match e {
-        Unsupported::TooLarge => Outcome::OutputTooLarge,
-        Unsupported::Type(name) => Outcome::UnsupportedValue(name),
-    })?;
-    if value.py_eq(&value) { Ok(value) } else { Err(Outcome::UnsupportedValue("nan".to_owned())) }
-}
-
-fn exception(e: &PyBaseExceptionRef) -> Outcome {
-    let class = e.class().name().to_string();
-    // Only messages that are plain arguments are read: no user code runs here.
-    let message = e.args().as_slice().first().and_then(|a| a.downcast_ref::<vm::builtins::PyStr>()).map(|s| {
-        let text = s.to_string_lossy();
-        text.chars().take(MAX_MESSAGE).collect()
-    });
-    Outcome::Exception { class, message: message.unwrap_or_default() }
+    let peak = if death == Some(Outcome::OutOfMemory) { job.limits.memory_bytes } else { peak };
+    result.memory_bytes = result.memory_bytes.max(peak);
+    (take_frames(&bytes, order.len() * (2 * MAX_OUTPUT + MAX_MESSAGE)), death)
 }

@@ -1,0 +1,199 @@
+//! The child process: one program, its calls, and nothing else it can reach.
+//!
+//! Calls run one after another, each in a fresh module, and each outcome goes to the slot as soon as it is known. What a
+//! call should give is not known here: a supervisor compares. (Only source from elsewhere, which may expect any expression,
+//! is compared here, and then as values.)
+
+use rustpython_vm as vm;
+use seccompiler::BpfProgram;
+use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet};
+use vm::compiler::Mode;
+use vm::scope::Scope;
+use vm::{AsObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
+
+use crate::exec::convert::Types;
+use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
+use crate::exec::sandbox::{self, Slot};
+use crate::exec::value::Value;
+
+/// Exit status of a child whose interpreter panicked, or that could not enter its layers.
+pub const EXIT_PANIC: i32 = 78;
+/// Longest output literal, in bytes. Longer ones are refused, never cut.
+pub const MAX_OUTPUT: usize = 4096;
+/// Longest exception message kept, in bytes.
+pub const MAX_MESSAGE: usize = 300;
+
+/// A warm interpreter and what belongs to it.
+pub struct Warm<'a> {
+    /// The interpreter.
+    pub vm: &'a VirtualMachine,
+    /// Types of values.
+    pub types: Types,
+    /// The filter that children enter; none only where the kernel has none and that was accepted.
+    pub filter: Option<BpfProgram>,
+    /// `set.pop` for sets that give their members in reverse order.
+    pub last_pop: PyObjectRef,
+}
+
+/// Enters the child's layers, runs the calls and ends the process.
+pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot) -> ! {
+    let enter = || -> Option<()> {
+        sandbox::close_from(3);
+        sandbox::set_child_rlimits().ok()?;
+        sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;
+        sandbox::set_memory_budget(job.limits.memory_bytes as usize);
+        if let Some(filter) = &warm.filter {
+            sandbox::apply_filter(filter).ok()?;
+        }
+        Some(())
+    };
+    if enter().is_none() {
+        sandbox::exit_now(EXIT_PANIC);
+    }
+    if job.reverse == Reverse::CallsAndSets {
+        reverse_sets(warm);
+    }
+    run_calls(warm, job, order, &mut |outcome| slot.append(&frame(outcome), sandbox::memory_peak()));
+    sandbox::exit_now(0)
+}
+
+/// From now on sets give their members from last to first. Equal programs whose results differ by it depend on an order
+/// that Python does not promise.
+fn reverse_sets(warm: &Warm<'_>) {
+    let reversed = |object: PyObjectRef, vm: &VirtualMachine| -> PyResult {
+        let mut members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
+            (Some(set), _) => set.elements(),
+            (_, Some(set)) => set.elements(),
+            _ => Vec::new(),
+        };
+        members.reverse();
+        PyObjectRef::from(vm.ctx.new_list(members)).get_iter(vm).map(Into::into)
+    };
+    let types = &warm.vm.ctx.types;
+    types.set_type.slots.iter.store(Some(reversed));
+    types.frozenset_type.slots.iter.store(Some(reversed));
+    types.set_type.set_attr(warm.vm.ctx.intern_str("pop"), warm.last_pop.clone());
+}
+
+/// Compiles the program, runs the calls in the given order and hands over each outcome, until it is not taken.
+pub fn run_calls(warm: &Warm<'_>, job: &Job, order: &[usize], give: &mut dyn FnMut(&Outcome) -> bool) {
+    let code = warm.vm.compile(&job.program, Mode::Exec, "<program>".to_owned());
+    for at in order {
+        let call = &job.calls[*at];
+        let outcome = match &code {
+            Ok(code) if job.source => run_source(warm, code, call),
+            Ok(code) => run_call(warm, code, call, job.repeat),
+            Err(error) => exception(&warm.vm.new_syntax_error(error, None)),
+        };
+        if !give(&outcome) {
+            return;
+        }
+    }
+}
+
+/// Runs the program in a fresh module.
+fn run_module(vm: &VirtualMachine, code: &PyRef<PyCode>, name: &str) -> PyResult<Scope> {
+    let scope = vm.new_scope_with_builtins();
+    scope.globals.set_item("__name__", vm.ctx.new_str(name).into(), vm)?;
+    vm.run_code_obj(code.clone(), scope.clone())?;
+    Ok(scope)
+}
+
+fn run_call(warm: &Warm<'_>, code: &PyRef<PyCode>, call: &Call, repeat: bool) -> Outcome {
+    let args = match Value::parse_args(&call.args) {
+        Ok(args) => args,
+        Err(e) => return Outcome::BadArgs(e.to_string()),
+    };
+    let scope = match run_module(warm.vm, code, "__program__") {
+        Ok(scope) => scope,
+        Err(e) => return exception(&e),
+    };
+    let value = match call_f(warm, &scope, &args) {
+        Ok(value) => value,
+        Err(outcome) => return outcome,
+    };
+    // Globals that a call changed, and random numbers, show when it is made again.
+    if repeat {
+        match call_f(warm, &scope, &args) {
+            Ok(again) if again.py_eq(&value) && again.repr() == value.repr() => {}
+            _ => return Outcome::NotDeterministic,
+        }
+    }
+    written(&value, None)
+}
+
+/// Calls `f` on arguments of its own: what it does to them touches no other call.
+fn call_f(warm: &Warm<'_>, scope: &Scope, args: &[Value]) -> Result<Value, Outcome> {
+    let call = || {
+        let f = scope.globals.get_item("f", warm.vm)?;
+        let args = args.iter().map(|a| warm.types.to_python(warm.vm, a)).collect::<PyResult<Vec<_>>>()?;
+        f.call(args, warm.vm)
+    };
+    let value = read_result(warm, call())?;
+    if value.holds_nan() { Err(Outcome::Unsupported(Unsupported::Value("nan".to_owned()))) } else { Ok(value) }
+}
+
+/// Runs the call's source in the program's module: its value if it is an expression, else `None`.
+fn run_source(warm: &Warm<'_>, code: &PyRef<PyCode>, call: &Call) -> Outcome {
+    let vm = warm.vm;
+    let run = || -> PyResult<(Scope, PyObjectRef)> {
+        let scope = run_module(vm, code, "__main__")?;
+        let value = match vm.compile(call.args.trim(), Mode::Eval, "<call>".to_owned()) {
+            Ok(expression) => vm.run_code_obj(expression, scope.clone())?,
+            Err(_) => {
+                let statements = vm.compile(&call.args, Mode::Exec, "<call>".to_owned());
+                vm.run_code_obj(statements.map_err(|e| vm.new_syntax_error(&e, None))?, scope.clone())?;
+                vm.ctx.none()
+            }
+        };
+        Ok((scope, value))
+    };
+    let (scope, object) = match run() {
+        Ok(found) => found,
+        Err(e) => return unsupported_module(&e).unwrap_or_else(|| exception(&e)),
+    };
+    let value = match read_result(warm, Ok(object)) {
+        Ok(value) => value,
+        Err(outcome) => return outcome,
+    };
+    let Some(expect) = &call.expect else { return written(&value, None) };
+    let expected = match Value::parse(expect) {
+        Ok(expected) => Some(expected),
+        Err(_) => {
+            let expression = vm.compile(expect.trim(), Mode::Eval, "<expected>".to_owned()).ok();
+            expression.and_then(|e| read_result(warm, vm.run_code_obj(e, scope)).ok())
+        }
+    };
+    written(&value, Some(expected.is_some_and(|e| e.py_eq(&value))))
+}
+
+fn written(value: &Value, matches: Option<bool>) -> Outcome {
+    let text = value.repr();
+    if text.len() > MAX_OUTPUT { Outcome::OutputTooLarge } else { Outcome::Value { text, matches } }
+}
+
+fn read_result(warm: &Warm<'_>, result: PyResult) -> Result<Value, Outcome> {
+    let object = result.map_err(|e| exception(&e))?;
+    warm.types.from_python(warm.vm, &object).map_err(Outcome::from)
+}
+
+fn exception(e: &PyBaseExceptionRef) -> Outcome {
+    Outcome::Exception { class: e.class().name().to_string(), message: message(e).unwrap_or_default() }
+}
+
+/// A message that is a plain argument: no code of the program's runs for it.
+fn message(e: &PyBaseExceptionRef) -> Option<String> {
+    let args = e.args();
+    let text = args.as_slice().first()?.downcast_ref::<vm::builtins::PyStr>()?.to_string_lossy().into_owned();
+    let mut len = text.len().min(MAX_MESSAGE);
+    while !text.is_char_boundary(len) {
+        len -= 1;
+    }
+    Some(text[..len].to_owned())
+}
+
+/// Source from elsewhere is not searched for modules that are not there; it fails when it imports one.
+fn unsupported_module(e: &PyBaseExceptionRef) -> Option<Outcome> {
+    let name = message(e)?.strip_prefix("No module named '")?.strip_suffix('\'')?.to_owned();
+    (&*e.class().name() == "ModuleNotFoundError").then_some(Outcome::Unsupported(Unsupported::Module(name)))
+}

@@ -1,0 +1,177 @@
+//! The hostile corpus: every program ends in its verdict class, and none touches the next. And the innocent corpus: ordinary
+//! programs, which no limit may stop.
+
+use azr::exec::pool::Pool;
+use azr::exec::protocol::{Call, Limits, Outcome, Profile, Request, Verdict};
+
+use crate::exec::{config, pool};
+use crate::exec_cases::{Case, cases, equal, is_right, verdict};
+
+const CLASSES: &[(&str, &str)] = &[
+    ("answers_as_code", include_str!("../hostile/answers_as_code.txt")),
+    ("compile_time", include_str!("../hostile/compile_time.txt")),
+    ("cpu_native", include_str!("../hostile/cpu_native.txt")),
+    ("cpu_python", include_str!("../hostile/cpu_python.txt")),
+    ("deadline", include_str!("../hostile/deadline.txt")),
+    ("determinism", include_str!("../hostile/determinism.txt")),
+    ("endings", include_str!("../hostile/endings.txt")),
+    ("forged", include_str!("../hostile/forged.txt")),
+    ("interpreter", include_str!("../hostile/interpreter.txt")),
+    ("memory", include_str!("../hostile/memory.txt")),
+    ("native_stack", include_str!("../hostile/native_stack.txt")),
+    ("output", include_str!("../hostile/output.txt")),
+    ("poisoning", include_str!("../hostile/poisoning.txt")),
+    ("recursion", include_str!("../hostile/recursion.txt")),
+    ("system", include_str!("../hostile/system.txt")),
+];
+
+/// Tight limits: hostile programs end soon. Only a wall deadline depends on how busy the machine is, and nothing but a
+/// fault of the sandbox may ever reach it.
+const TIGHT: Limits = Limits { cpu_ms: 80, wall_ms: 120_000, memory_bytes: 48 << 20 };
+/// The tightest limits that anything runs under.
+const TIGHTEST: Limits = Limits { cpu_ms: 200, wall_ms: 120_000, memory_bytes: 16 << 20 };
+
+/// Uses what poisoning programs change. Its value is compared with its own, before and after.
+const PROBE: &str = "\
+import math, json, collections, decimal, re, random, functools, itertools, string, copy, fractions, operator, heapq
+import bisect, statistics, datetime, enum, dataclasses, typing, numbers, builtins, sys, gc
+def f():
+    c = collections.Counter('aab')
+    @dataclasses.dataclass
+    class P:
+        x: int
+    class E(enum.Enum):
+        A = 1
+    h = []
+    heapq.heappush(h, 3)
+    heapq.heappush(h, 1)
+    return (len([1, 2]) + sum([1, 2]), sorted([3, 1]), list(range(3)), isinstance(1, str), math.sqrt(4), math.pi,
+            c.most_common(1), json.dumps([1]), str(decimal.Decimal(1) / 3), re.match('a', 'b') is None,
+            string.ascii_letters[:2], copy.deepcopy([1]), fractions.Fraction(1) + 1, operator.add(1, 1), h,
+            bisect.bisect([1, 2], 1), statistics.mean([1, 2]), datetime.date(2020, 1, 1), [e.name for e in E], P(1).x,
+            isinstance('a', numbers.Integral), list(itertools.islice(itertools.count(), 2)), sys.getrecursionlimit(),
+            gc.isenabled(), builtins.ValueError.__name__, functools.lru_cache(None)(len)((1,)), typing.List is not None)
+";
+
+/// Runs requests on the pool that all tests share.
+fn run(requests: Vec<Request>, limits: Limits) -> Vec<Verdict> {
+    let pool = pool();
+    let mut verdicts: Vec<Option<Verdict>> = requests.iter().map(|_| None).collect();
+    let mut waiting: Vec<(usize, Request)> = requests.into_iter().enumerate().rev().collect();
+    let mut open = 0;
+    while open > 0 || !waiting.is_empty() {
+        while let Some((tag, request)) = waiting.pop() {
+            match pool.try_submit_limited(tag as u64, request, Some(limits)).expect("the pool lives") {
+                Some(request) => {
+                    waiting.push((tag, request));
+                    break;
+                }
+                None => open += 1,
+            }
+        }
+        let (tag, verdict) = pool.verdicts().recv().expect("the pool lives");
+        verdicts[tag as usize] = Some(verdict);
+        open -= 1;
+    }
+    verdicts.into_iter().map(|v| v.expect("every request has a verdict")).collect()
+}
+
+fn report(wrong: &[String]) {
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn hostile_programs_end_in_their_class_and_leave_nothing() {
+    let all: Vec<(&str, Case)> =
+        CLASSES.iter().flat_map(|(class, text)| cases(text).into_iter().map(move |c| (*class, c))).collect();
+    assert!(all.len() >= 300 && CLASSES.len() >= 12, "{} programs in {} classes", all.len(), CLASSES.len());
+    let verdicts = run(all.iter().map(|(_, c)| c.request.clone()).collect(), TIGHT);
+    let mut wrong = Vec::new();
+    for ((class, case), found) in all.iter().zip(&verdicts) {
+        let met = case.request.calls[0].expect.is_some() && found.calls.iter().any(Outcome::matches);
+        if !is_right(&case.expected, found) || met {
+            wrong.push(format!("{class} {}: {} instead of {}", case.name, verdict(found), case.expected));
+        }
+    }
+    report(&wrong);
+    let after = run(vec![probe()], TIGHT);
+    assert!(matches!(after[0].calls[0], Outcome::Value { .. }), "{}", verdict(&after[0]));
+}
+
+fn probe() -> Request {
+    Request {
+        program: PROBE.to_owned(),
+        calls: vec![Call { args: "f()".to_owned(), expect: None }],
+        profile: Profile::Run,
+    }
+}
+
+#[test]
+fn no_program_changes_the_next_ones_verdict() {
+    let clean = run(vec![probe()], TIGHT)[0].calls.clone();
+    assert!(matches!(clean[0], Outcome::Value { .. }), "{clean:?}");
+    let poisons = CLASSES.iter().filter(|(class, _)| ["poisoning", "interpreter", "forged"].contains(class));
+    let poisons: Vec<Case> = poisons.flat_map(|(_, text)| cases(text)).collect();
+    // Each zygote gets each poison and then a probe: two supervisors take turns.
+    let pairs = poisons.iter().flat_map(|p| [p.request.clone(), p.request.clone(), probe(), probe()]).collect();
+    let verdicts = run(pairs, TIGHT);
+    let mut wrong = Vec::new();
+    for (poison, found) in poisons.iter().zip(verdicts.chunks(4)) {
+        for after in &found[2..] {
+            if after.calls != clean {
+                wrong.push(format!("after {}: {}", poison.name, verdict(after)));
+            }
+        }
+    }
+    report(&wrong);
+}
+
+#[test]
+fn innocent_programs_are_never_stopped_and_agree_with_cpython() {
+    let all = cases(include_str!("innocent.txt"));
+    let mut wrong = Vec::new();
+    for _ in 0..2 {
+        for (case, found) in all.iter().zip(run(all.iter().map(|c| c.request.clone()).collect(), TIGHTEST)) {
+            let expected = case.expected.strip_prefix("value=").expect("an ordinary program has a value");
+            if !matches!(&found.calls[..], [Outcome::Value { text, .. }] if equal(expected, text)) {
+                wrong.push(format!("{}: {} instead of {expected}", case.name, verdict(&found)));
+            }
+        }
+    }
+    report(&wrong);
+}
+
+#[test]
+fn throughput_recovers_after_any_number_of_hangs_and_everything_is_reaped() {
+    let pool = Pool::start(&config()).expect("the pool starts");
+    let hang = |program: &str| Request {
+        program: program.to_owned(),
+        calls: vec![Call { args: "f()".to_owned(), expect: None }; 3],
+        profile: Profile::Run,
+    };
+    let limits = Limits { cpu_ms: 20, wall_ms: 120_000, memory_bytes: 32 << 20 };
+    for i in 0..60 {
+        let program = ["def f():\n    while True: pass", "import select\ndef f(): return sum(iter(int, 1))"][i % 2];
+        assert!(pool.try_submit_limited(i as u64, hang(program), Some(limits)).expect("alive").is_none());
+    }
+    for _ in 0..60 {
+        let (_, verdict) = pool.verdicts().recv().expect("alive");
+        assert!(verdict.calls.iter().all(|o| matches!(o.class(), "timeout_cpu" | "unsupported")), "{verdict:?}");
+    }
+    let quick = (0..100).map(|i| Request {
+        program: "def f(x):\n    return x + 1".to_owned(),
+        calls: vec![Call { args: i.to_string(), expect: Some((i + 1).to_string()) }],
+        profile: Profile::Answer,
+    });
+    assert!(pool.run(quick.collect()).expect("alive").iter().all(|v| v.calls[0].matches()));
+    for zygote in pool.zygotes() {
+        assert_eq!(num_children(*zygote), Some(0), "every zygote lives, and no child of one is left");
+    }
+}
+
+/// Number of children of a process; none when it is gone.
+pub fn num_children(pid: u32) -> Option<usize> {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+    let children = tasks.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
+    Some(children.map(|c| c.split_whitespace().count()).sum())
+}
