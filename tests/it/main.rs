@@ -9,5 +9,6 @@ mod exec_command;
 mod exec_hostile;
 mod exec_survival;
 mod fixture;
+mod fuzz;
 mod main_job;
 mod transformers;

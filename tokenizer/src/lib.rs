@@ -40,7 +40,15 @@ impl Tokenizer {
     /// # Errors
     /// When the bytes are no tokenizer.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, Error> {
-        let parsing = Inner::from_bytes(bytes).map_err(|e| Error(format!("not a tokenizer: {e}")))?;
+        // The library panics on some files that are no JSON, or not the JSON that it expects.
+        let json: serde_json::Value =
+            serde_json::from_slice(bytes).map_err(|e| Error(format!("not a tokenizer: {e}")))?;
+        if !json.get("model").is_some_and(serde_json::Value::is_object) {
+            return Err(Error("not a tokenizer: it has no `model`".to_owned()));
+        }
+        let parsing = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
+            .map_err(|_| Error("not a tokenizer: a part of it has no known form".to_owned()))?
+            .map_err(|e| Error(format!("not a tokenizer: {e}")))?;
         let mut literal = parsing.clone();
         literal.set_encode_special_tokens(true);
         Ok(Tokenizer { parsing, literal })
@@ -137,6 +145,21 @@ mod tests {
             assert!(tokens.iter().all(|t| *t as usize >= train::SPECIALS.len()), "{text}");
         }
         assert_eq!(tokenizer.encode("<|end|>", Specials::Parse), [1]);
+    }
+
+    #[test]
+    fn a_broken_file_is_an_error_and_no_panic() {
+        let whole = String::from_utf8(EMBEDDED.to_vec()).expect("JSON");
+        for broken in [
+            "",
+            "{}",
+            "[1]",
+            "{\"model\": 3}",
+            &whole[..whole.len() / 2],
+            &whole.replacen("\"decoder\"", "\"decoder\"x", 1),
+        ] {
+            assert!(Tokenizer::from_bytes(broken.as_bytes()).is_err());
+        }
     }
 
     #[test]
