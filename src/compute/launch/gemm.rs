@@ -282,7 +282,6 @@ pub fn forward(
 ///
 /// # Errors
 /// When the launch fails.
-#[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
 pub fn forward_with(
     device: &Device,
     plan: Plan,
