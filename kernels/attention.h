@@ -23,12 +23,13 @@ const int CHUNK = 256;
 
 DEV float minus_infinity() { return float_of(0xff800000u); }
 
-// ---- Tiles of rows of C bf16 in shared memory; 16-byte chunk i of row r lies at i ^ (r % 8), so
-// that ldmatrix has no bank conflicts.
+// ---- Tiles of rows of C bf16 in shared memory; 16-byte chunk i of row r lies at i ^ (r % 8), or,
+// where two rows share a line of 128 bytes (C 32), at i ^ (r / 2 % 4). So ldmatrix has no bank
+// conflicts.
 
 template <int C>
 DEV u32 tile_at(u32 tile, int row, int chunk) {
-  return tile + row * (C * 2) + ((chunk ^ (row % 8)) << 4);
+  return tile + row * (C * 2) + ((chunk ^ (C == 32 ? row / 2 % 4 : row % 8)) << 4);
 }
 
 // Left operand: rows row.. of a tile, columns 16 step...

@@ -196,6 +196,15 @@ DEV void backward_kv(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages
   }
 }
 
+KERNEL(THREADS, attention_backward_q_32)
+(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const bf16* dout_thc,
+ const float* lse_th, const float* delta_th, const u32* spans, const u32* tiles,
+ const u32* page_lists, bf16* dqkv_tq, int num_heads, int num_kv_heads, float scale) {
+  backward_q<32>(q_thc, k_pages, v_pages, dout_thc, lse_th, delta_th, spans, tiles, page_lists,
+                 dqkv_tq, num_heads, num_kv_heads, scale);
+}
+EXPORT(attention_backward_q_32)
+
 KERNEL(THREADS, attention_backward_q_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const bf16* dout_thc,
  const float* lse_th, const float* delta_th, const u32* spans, const u32* tiles,
@@ -213,6 +222,15 @@ KERNEL(THREADS, attention_backward_q_128)
                   dqkv_tq, num_heads, num_kv_heads, scale);
 }
 EXPORT(attention_backward_q_128)
+
+KERNEL(THREADS, attention_backward_kv_32)
+(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const bf16* dout_thc,
+ const float* lse_th, const float* delta_th, const u32* spans, const u32* tiles,
+ const u32* page_lists, bf16* dqkv_tq, int num_heads, int num_kv_heads, float scale) {
+  backward_kv<32>(q_thc, k_pages, v_pages, dout_thc, lse_th, delta_th, spans, tiles, page_lists,
+                  dqkv_tq, num_heads, num_kv_heads, scale);
+}
+EXPORT(attention_backward_kv_32)
 
 KERNEL(THREADS, attention_backward_kv_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const bf16* dout_thc,

@@ -64,6 +64,15 @@ DEV void decode(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, con
   }
 }
 
+KERNEL(THREADS, attention_decode_32)
+(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
+ const u32* starts, const u32* items, const u32* page_lists, float* part_o, float* part_ml,
+ int num_items, int num_heads, int num_kv_heads, float scale) {
+  decode<32>(q_thc, k_pages, v_pages, sequences, starts, items, page_lists, part_o, part_ml,
+             num_items, num_heads, num_kv_heads, scale);
+}
+EXPORT(attention_decode_32)
+
 KERNEL(THREADS, attention_decode_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
  const u32* starts, const u32* items, const u32* page_lists, float* part_o, float* part_ml,

@@ -100,6 +100,15 @@ DEV void forward(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, co
   }
 }
 
+KERNEL_ALONE(THREADS, attention_forward_32)
+(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* spans, const u32* tiles,
+ const u32* page_lists, bf16* out_thc, float* lse_th, int num_heads, int num_kv_heads,
+ float scale) {
+  forward<32>(q_thc, k_pages, v_pages, spans, tiles, page_lists, out_thc, lse_th, num_heads,
+              num_kv_heads, scale);
+}
+EXPORT(attention_forward_32)
+
 KERNEL_ALONE(THREADS, attention_forward_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* spans, const u32* tiles,
  const u32* page_lists, bf16* out_thc, float* lse_th, int num_heads, int num_kv_heads,
@@ -156,6 +165,15 @@ DEV void shared_chunk(const bf16* q_thc, const bf16* k_pages, const bf16* v_page
     }
   });
 }
+
+KERNEL(THREADS, attention_shared_32)
+(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
+ const u32* starts, const u32* items, const u32* members, const u32* page_lists, float* part_o,
+ float* part_ml, int num_heads, int num_kv_heads, float scale) {
+  shared_chunk<32>(q_thc, k_pages, v_pages, sequences, starts, items, members, page_lists, part_o,
+                   part_ml, num_heads, num_kv_heads, scale);
+}
+EXPORT(attention_shared_32)
 
 KERNEL(THREADS, attention_shared_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,

@@ -1,10 +1,10 @@
 // QK-norm (optional), rotary embedding and the write of keys and values into their pages, in one
 // pass, and the backward pass.
 //
-// A fused row has H query heads, G key heads and G value heads of C bf16 (64 or 128). C / 16 lanes
-// of a warp take a head: lane i has elements 8 i.. of its lower half and the same of its upper
-// half, which are rotated in pairs. A head's sum: a thread's elements in order, its lanes in a
-// tree.
+// A fused row has H query heads, G key heads and G value heads of C bf16 (32, 64 or 128). C / 16
+// lanes of a warp take a head: lane i has elements 8 i.. of its lower half and the same of its
+// upper half, which are rotated in pairs. A head's sum: a thread's elements in order, its lanes in
+// a tree.
 #include "attention.h"
 
 const int THREADS = 128;

@@ -1,6 +1,7 @@
-//! Attention over KV pages: `attention_forward_64`, `attention_forward_128`, decoding (`attention_decode_64`,
-//! `attention_decode_128`, `attention_shared_64`, `attention_shared_128`, `attention_merge`), and the backward pass
-//! (`attention_delta`, `attention_backward_q_64`, `attention_backward_q_128`, `attention_backward_kv_64`,
+//! Attention over KV pages: `attention_forward_32`, `attention_forward_64`, `attention_forward_128`, decoding
+//! (`attention_decode_32`, `attention_decode_64`, `attention_decode_128`, `attention_shared_32`, `attention_shared_64`,
+//! `attention_shared_128`, `attention_merge`), and the backward pass (`attention_delta`, `attention_backward_q_32`,
+//! `attention_backward_q_64`, `attention_backward_q_128`, `attention_backward_kv_32`, `attention_backward_kv_64`,
 //! `attention_backward_kv_128`).
 
 use azr::compute::launch::attention::{
@@ -33,6 +34,8 @@ const CASES: &[Case] = &[
     (heads(11, 1, 64), &[(2, 6)]),
     (heads(1, 1, 64), &[(250, 8)]),
     (heads(12, 2, 128), &[(509, 5)]),
+    (heads(4, 2, 32), &[(0, 1), (0, 0), (14, 19)]),
+    (heads(3, 1, 32), &[(253, 6)]),
     (heads(4, 1, 128), &[]),
 ];
 
@@ -329,6 +332,7 @@ const WHOLE: &[Case] = &[
     (heads(3, 1, 128), &[(0, 16), (0, 2)]),
     (heads(8, 1, 64), &[(0, 33)]),
     (heads(6, 1, 128), &[(0, 19)]),
+    (heads(4, 2, 32), &[(0, 37), (0, 0), (0, 1)]),
     (heads(4, 1, 128), &[]),
 ];
 
@@ -351,6 +355,7 @@ fn a_row_has_the_same_bits_in_prefill_decoding_and_any_batch() {
             (heads(7, 1, 64), &[(0usize, 290usize)][..]),
             (heads(6, 2, 128), &[(0, 34), (500, 20)][..]),
             (heads(1, 1, 64), &[(0, 66)][..]),
+            (heads(4, 2, 32), &[(0, 259)][..]),
         ] {
             let scene = Scene::new((heads, spans));
             let (out, lse) = forward(&device, &scene).expect("prefill");
@@ -377,7 +382,7 @@ fn a_row_has_the_same_bits_in_prefill_decoding_and_any_batch() {
 #[test]
 fn the_gradients_of_a_sequence_do_not_depend_on_the_batch() {
     let device = device();
-    for heads in [heads(7, 1, 64), heads(4, 2, 128)] {
+    for heads in [heads(7, 1, 64), heads(4, 2, 128), heads(4, 2, 32)] {
         let batch = Scene::new((heads, &[(0, 5), (0, 43), (0, 0), (0, 18)]));
         let after = After::new(&batch);
         let all = gradients(&device, &batch, &after).expect("gradients of the batch");
@@ -403,7 +408,7 @@ fn tiles_are_read_without_bank_conflicts() {
     }
     let (device, emulator) = (device(), Emulator::get());
     emulator.schedule(Schedule::PLAIN);
-    for heads in [heads(6, 2, 64), heads(6, 2, 128)] {
+    for heads in [heads(6, 2, 32), heads(6, 2, 64), heads(6, 2, 128)] {
         emulator.take_stats();
         check_forward(&device, (heads, &[(0, 70)])).expect("prefill");
         check_decode(&device, (heads, &[(255, 2)]), true).expect("decoding");

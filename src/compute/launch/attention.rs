@@ -1,8 +1,8 @@
 //! Launchers of attention: norms, rotation and page writes (`rope.cu`), many rows of a sequence
 //! (`attention_forward.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`), and their plans.
 //!
-//! Keys and values of one layer lie in pages `[pages][G][16][C]` of bf16, C being 64 or 128. Queries and outputs are
-//! `[T][H][C]`, fused rows `[T][Q]` with `Q = (H + 2 G) C`. A plan decides who computes what, never a result's bits.
+//! Keys and values of one layer lie in pages `[pages][G][16][C]` of bf16, C being 32, 64 or 128. Queries and outputs
+//! are `[T][H][C]`, fused rows `[T][Q]` with `Q = (H + 2 G) C`. A plan decides who computes what, never a result's bits.
 
 use std::collections::HashMap;
 
@@ -39,7 +39,7 @@ fn as_u32(n: usize) -> u32 {
 
 /// Checks what all kernels here take for granted.
 fn check_heads(heads: Heads) {
-    assert!(matches!(heads.head_dim, 64 | 128), "heads of 64 or 128, not {}", heads.head_dim);
+    assert!(matches!(heads.head_dim, 32 | 64 | 128), "heads of 32, 64 or 128, not {}", heads.head_dim);
     assert!(heads.num_kv_heads > 0 && heads.num_heads.is_multiple_of(heads.num_kv_heads), "whole groups: {heads:?}");
     assert!(heads.group() <= MAX_GROUP, "groups of at most {MAX_GROUP} query heads, not {}", heads.group());
 }
@@ -55,9 +55,9 @@ fn num_pages(heads: Heads, k_pages: usize, v_pages: usize) -> usize {
     k_pages / heads.page_len()
 }
 
-/// The entry point for a head width.
-fn by_width(heads: Heads, file: &'static str, narrow: &'static str, wide: &'static str) -> Entry {
-    Entry { file, name: if heads.head_dim == 64 { narrow } else { wide } }
+/// The entry point for a head width: of those for 32, 64 and 128.
+fn by_width(heads: Heads, file: &'static str, names: [&'static str; 3]) -> Entry {
+    Entry { file, name: names[heads.head_dim / 64] }
 }
 
 /// Where rows stand: positions (rows of the angle tables) and slots (`page * 16 + place`, or [`NO_SLOT`]).
@@ -307,7 +307,8 @@ pub fn attention_forward(
     let width = heads.num_heads * heads.head_dim;
     assert_eq!((q_thc.len(), out_thc.len()), (rows * width, rows * width), "queries and outputs of {rows} rows");
     assert!(plan.num_rows <= rows && plan.num_pages <= num_pages(heads, k_pages.len(), v_pages.len()), "the plan fits");
-    let entry = by_width(heads, "attention_forward", "attention_forward_64", "attention_forward_128");
+    let entry =
+        by_width(heads, "attention_forward", ["attention_forward_32", "attention_forward_64", "attention_forward_128"]);
     let [spans, tiles, _, pages] = plan.parts(packed);
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
     let (from, to) = (q_thc.at(), (out_thc.at(), lse_th.at()));
@@ -397,7 +398,11 @@ pub fn attention_backward_q(
     dqkv_tq: &mut ViewMut<'_, bf16>,
 ) -> Result<()> {
     check_backward(heads, plan, saved, layer, dqkv_tq);
-    let entry = by_width(heads, "attention_backward", "attention_backward_q_64", "attention_backward_q_128");
+    let entry = by_width(
+        heads,
+        "attention_backward",
+        ["attention_backward_q_32", "attention_backward_q_64", "attention_backward_q_128"],
+    );
     let [spans, tiles, _, pages] = plan.parts(packed);
     let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 2, 3, false));
     // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
@@ -417,7 +422,11 @@ pub fn attention_backward_kv(
     dqkv_tq: &mut ViewMut<'_, bf16>,
 ) -> Result<()> {
     check_backward(heads, plan, saved, layer, dqkv_tq);
-    let entry = by_width(heads, "attention_backward", "attention_backward_kv_64", "attention_backward_kv_128");
+    let entry = by_width(
+        heads,
+        "attention_backward",
+        ["attention_backward_kv_32", "attention_backward_kv_64", "attention_backward_kv_128"],
+    );
     let [spans, _, tiles, pages] = plan.parts(packed);
     let shape = Shape::new(tile_grid(heads, plan.key_tiles.len()), THREADS).smem(tile_smem(heads, 2, 2, false));
     // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
@@ -563,7 +572,8 @@ pub fn attention_decode(
     parts: Parts<'_, '_>,
 ) -> Result<()> {
     check_decode(heads, plan, q_thc, layer, &parts);
-    let entry = by_width(heads, "attention_decode", "attention_decode_64", "attention_decode_128");
+    let entry =
+        by_width(heads, "attention_decode", ["attention_decode_32", "attention_decode_64", "attention_decode_128"]);
     let [sequences, starts, own, _, _, pages] = plan.parts(packed);
     let (h, g, units) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), plan.own.len() * heads.num_kv_heads);
     let args = args![
@@ -604,7 +614,8 @@ pub fn attention_shared(
     parts: Parts<'_, '_>,
 ) -> Result<()> {
     check_decode(heads, plan, q_thc, layer, &parts);
-    let entry = by_width(heads, "attention_forward", "attention_shared_64", "attention_shared_128");
+    let entry =
+        by_width(heads, "attention_forward", ["attention_shared_32", "attention_shared_64", "attention_shared_128"]);
     let [sequences, starts, _, shared, members, pages] = plan.parts(packed);
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
     let args = args![
