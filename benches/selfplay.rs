@@ -7,7 +7,7 @@ use std::process::Command;
 
 use azr::base::rng::{Purpose, Rng};
 use azr::compute::cpu::backend::CpuBackend;
-use azr::compute::ops::{Backend, HeadLoss};
+use azr::compute::ops::{Backend, HeadLoss, Weight};
 use azr::model::forward::Decoder;
 use azr::model::params::ParamTable;
 use azr::pretrain::embedded_spec;
@@ -49,7 +49,8 @@ fn peer_spec() -> ModelSpec {
 
 fn decoder(spec: &ModelSpec, trainable: bool) -> Decoder<CpuBackend> {
     let weights = ParamTable::new(spec).init(spec, 1);
-    Decoder::new(CpuBackend::new(THREADS).expect("threads start"), spec.clone(), &weights, trainable)
+    let backend = CpuBackend::new(THREADS).expect("threads start");
+    Decoder::new(backend, spec.clone(), &weights, trainable).expect("it fits")
 }
 
 fn tokens(spec: &ModelSpec, n: usize, stream: u32) -> Vec<u32> {
@@ -69,12 +70,13 @@ fn product(c: &mut Criterion) {
     let b = CpuBackend::new(THREADS).expect("threads start");
     let mut rng = Rng::new(1, Purpose::Test, 1, 0);
     let mut random = |len: usize| (0..len).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
-    let (x, w) = (b.upload(&random(t * k)), b.upload(&random(n * k)));
-    let (linear, mut y) = (b.linear(&w, n, k, false), b.zeros(t * n));
+    let (x, w) = (b.upload(&random(t * k)).expect("it fits"), b.param(&random(n * k)).expect("it fits"));
+    let (layout, mut y) = (b.linear(&w, n, k, false).expect("it fits"), b.act(t * n).expect("it fits"));
+    let w = Weight { param: &w, layout: &layout };
     let mut group = c.benchmark_group("product");
     group.throughput(Throughput::Elements((2 * t * n * k) as u64));
     group.bench_function("flops", |bench| {
-        bench.iter(|| b.scope(|| b.matmul(&x, &linear, None, &mut y, false)));
+        bench.iter(|| b.scope(|| b.matmul(&x, w, None, &mut y, false)));
     });
     group.finish();
 }
@@ -114,7 +116,7 @@ fn training(c: &mut Criterion, name: &str, spec: &ModelSpec) {
         grad_clip: 1.0,
         micro_batch_tokens: MICRO,
     };
-    let mut trainer = Trainer::new(decoder(spec, true), config);
+    let mut trainer = Trainer::new(decoder(spec, true), config).expect("it fits");
     let weight = 1.0 / (SEQS * (SEQ - 1)) as f32;
     let seqs: Vec<TrainSeq> = (0..SEQS)
         .map(|i| {

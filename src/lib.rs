@@ -47,7 +47,7 @@ pub mod observe {
 pub mod compute {
     pub mod ops;
     #[cfg(test)]
-    mod tests;
+    pub(crate) mod tests;
 
     /// The CPU.
     pub mod cpu {
@@ -60,6 +60,9 @@ pub mod compute {
         pub mod math;
         pub mod rows;
     }
+
+    /// An NVIDIA GPU.
+    pub mod cuda;
 
     /// NVIDIA GPUs: the device layer, and one launcher per kernel.
     pub mod launch {

@@ -81,7 +81,7 @@ pub fn train<B: Backend>(
     model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
     let rules = step::rules(config, &model, format, &codec);
     let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true);
+    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true)?;
     drop(weights);
     let running = match config.rollout.max_running {
         0 => RUNNING_PER_THREAD * config.num_threads(),
@@ -89,7 +89,7 @@ pub fn train<B: Backend>(
     };
     let limits = Engine::<B>::limits(running, model.spec.max_position_embeddings, config.rollout.kv_tokens);
     let engine = Engine::new(&decoder, limits, config.seed)?;
-    let mut trainer = Trainer::new(decoder, config.train.optim());
+    let mut trainer = Trainer::new(decoder, config.train.optim())?;
     let restored = match start {
         Start::Fresh => None,
         Start::Checkpoint(path) => Some(state::load(path, &mut trainer, config.selfplay.buffer_size)?),

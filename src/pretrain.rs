@@ -93,7 +93,7 @@ pub struct Progress {
 pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progress)) -> Result<()> {
     let codec = Arc::new(corpus::compact_codec(Tokenizer::embedded())?);
     let weights = ParamTable::new(&config.spec).init(&config.spec, config.seed);
-    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, config.spec.clone(), &weights, true);
+    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, config.spec.clone(), &weights, true)?;
     let optim = OptimConfig {
         beta1: 0.9,
         beta2: 0.95,
@@ -102,7 +102,7 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
         grad_clip: 1.0,
         micro_batch_tokens: config.batch_tokens,
     };
-    let mut trainer = Trainer::new(decoder, optim);
+    let mut trainer = Trainer::new(decoder, optim)?;
     let num_steps = config.num_tokens.div_ceil(config.batch_tokens as u64).max(1);
     let start = Instant::now();
     let (send, receive) = crossbeam::channel::bounded(CHUNKS_AHEAD);
@@ -143,7 +143,7 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
     }
     drop(receive);
     writer.join().map_err(|_| Error::failure("the thread that writes documents has died"))??;
-    let model = to_bytes(&trainer.weights(), StoredAs::Bf16)?;
+    let model = to_bytes(&trainer.weights()?, StoredAs::Bf16)?;
     let mut described = config.spec.to_config();
     described["torch_dtype"] = "bfloat16".into();
     described["eos_token_id"] = 1.into();

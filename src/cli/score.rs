@@ -62,15 +62,15 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
     let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-    let decoder = Decoder::new(CpuBackend::new(threads)?, model.spec.clone(), &weights, true);
+    let decoder = Decoder::new(CpuBackend::new(threads)?, model.spec.clone(), &weights, true)?;
     let b = decoder.backend();
-    let mut grads: Vec<_> = decoder.table().tensors.iter().map(|t| b.zeros(t.len())).collect();
+    let mut grads: Vec<_> = decoder.table().tensors.iter().map(|t| b.zeros(t.len())).collect::<Result<_>>()?;
     let mut logits = Vec::new();
     let continuations = continue_greedily(&decoder, &model, &items, args.generate)?;
     for (i, item) in items.iter().enumerate() {
         // Weight 0 keeps a token out of the gradient, not out of the report: each is a target of its own.
         let probe: Vec<f32> = item.weights.iter().map(|w| if *w == 0.0 { f32::MIN_POSITIVE } else { *w }).collect();
-        let reports = micro_batch(&decoder, &[nll_sequence(&item.tokens, &probe)], &mut grads)?;
+        let reports = b.reports(micro_batch(&decoder, &[nll_sequence(&item.tokens, &probe)], &mut grads)?)?;
         let logprobs: Vec<Option<f32>> = std::iter::once(None).chain(reports.iter().map(|r| Some(r.logprob))).collect();
         let entropies: Vec<Option<f32>> =
             std::iter::once(None).chain(reports.iter().map(|r| Some(r.entropy))).collect();

@@ -142,28 +142,80 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Number of the step, from 1.
     pub step: u64,
-    /// Factor on the gradient (clipping).
-    pub grad_scale: f32,
 }
+
+/// A weight with its layout for products.
+pub struct Weight<'a, P, L> {
+    /// The weight, `[N][K]`.
+    pub param: &'a P,
+    /// Its layout.
+    pub layout: &'a L,
+}
+
+impl<P, L> Clone for Weight<'_, P, L> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<P, L> Copy for Weight<'_, P, L> {}
+
+/// A weight on a device.
+pub type WeightOf<'a, B> = Weight<'a, <B as Backend>::Param, <B as Backend>::Linear>;
 
 /// Rotary embedding: cosines and sines `[position][C / 2]`.
-#[derive(Debug, Clone, Default)]
-pub struct RopeTable {
+pub struct Angles<T> {
     /// Cosines.
-    pub cos: Vec<f32>,
+    pub cos: T,
     /// Sines.
-    pub sin: Vec<f32>,
+    pub sin: T,
 }
 
-/// A device: buffers and the operations on them. `Buf` is an array of f32 on the device.
+/// Weights of the query and key norms with epsilon, or none.
+pub type Norms<'a, P> = Option<(&'a P, &'a P, f32)>;
+
+/// One layer's keys and values.
+pub struct LayerKv<'a, K> {
+    /// Those of all layers.
+    pub kv: &'a K,
+    /// Number of the layer.
+    pub layer: usize,
+}
+
+impl<K> Clone for LayerKv<'_, K> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K> Copy for LayerKv<'_, K> {}
+
+/// A device: arrays and the operations on them. An operation may still be running when it returns; only those that give
+/// values to the host wait.
+///
+/// # Errors
+/// Every operation fails when an array does not fit the device's memory, or when the device fails; it may tell so later,
+/// at the next operation that waits.
 pub trait Backend: Sized + Send + Sync {
-    /// Array of f32.
+    /// Array of f32: statistics, gradients, moments.
     type Buf: Send + Sync;
+    /// Activations, in the precision that the device multiplies in.
+    type Act: Send + Sync;
+    /// A weight with its f32 master.
+    type Param: Send + Sync;
     /// A weight `[N][K]` laid out for products.
     type Linear: Send + Sync;
     /// Keys and values of all layers, in pages.
     type Kv: Send + Sync;
+    /// Tokens of a batch and where they stand in their sequences.
+    type Batch: Send + Sync;
+    /// Reports of a policy head that may still be on their way.
+    type Reports: Send;
+    /// Norm and clip factor of a gradient.
+    type Clip: Send + Sync;
 
+    /// Whether the device can run a model of these heads and widths (rows of activations, weights).
+    fn check(&self, heads: Heads, widths: &[usize]) -> Result<()>;
     /// Runs `f` where this device's operations run (a thread pool, a stream).
     fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R;
     /// Into how many independent parts a decoding batch is best split, for a model of so many weight bytes.
@@ -172,133 +224,193 @@ pub trait Backend: Sized + Send + Sync {
     fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R>;
 
     /// Array of zeros.
-    fn zeros(&self, len: usize) -> Self::Buf;
+    fn zeros(&self, len: usize) -> Result<Self::Buf>;
     /// Array of any values, for an operation that writes all of it.
-    fn scratch(&self, len: usize) -> Self::Buf;
-    /// Array on the device with these values.
-    fn upload(&self, values: &[f32]) -> Self::Buf;
-    /// Values of an array.
-    fn download(&self, buf: &Self::Buf) -> Vec<f32>;
+    fn scratch(&self, len: usize) -> Result<Self::Buf>;
     /// Overwrites an array.
-    fn write(&self, buf: &mut Self::Buf, values: &[f32]);
+    fn write(&self, buf: &mut Self::Buf, values: &[f32]) -> Result<()>;
+    /// Values of an array.
+    fn download(&self, buf: &Self::Buf) -> Result<Vec<f32>>;
     /// Sets an array to zero.
-    fn clear(&self, buf: &mut Self::Buf);
+    fn clear(&self, buf: &mut Self::Buf) -> Result<()>;
+    /// Activations of any values, for an operation that writes all of them.
+    fn act(&self, len: usize) -> Result<Self::Act>;
+    /// Activations with these values, rounded.
+    fn upload(&self, values: &[f32]) -> Result<Self::Act>;
+    /// Values of activations.
+    fn values(&self, act: &Self::Act) -> Result<Vec<f32>>;
+    /// Sets activations to zero.
+    fn clear_act(&self, act: &mut Self::Act) -> Result<()>;
     /// `y = x`.
-    fn copy(&self, y: &mut Self::Buf, x: &Self::Buf);
-    /// `y += x`.
-    fn add(&self, y: &mut Self::Buf, x: &Self::Buf);
+    fn copy(&self, y: &mut Self::Act, x: &Self::Act) -> Result<()>;
 
+    /// A weight with these master values.
+    fn param(&self, values: &[f32]) -> Result<Self::Param>;
+    /// Master values of a weight.
+    fn master(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// Lays out a weight for `y = x w^T`, and with `backward` for `dx = dy w` as well.
-    fn linear(&self, w_nk: &Self::Buf, n: usize, k: usize, backward: bool) -> Self::Linear;
+    fn linear(&self, w_nk: &Self::Param, n: usize, k: usize, backward: bool) -> Result<Self::Linear>;
     /// Lays out the changed weight again.
-    fn relayout(&self, linear: &mut Self::Linear, w_nk: &Self::Buf);
+    fn relayout(&self, linear: &mut Self::Linear, w_nk: &Self::Param) -> Result<()>;
     /// `y = x w^T + bias`, or `y += x w^T` with `add`.
-    fn matmul(&self, x_tk: &Self::Buf, w: &Self::Linear, bias: Option<&Self::Buf>, y_tn: &mut Self::Buf, add: bool);
+    fn matmul(
+        &self,
+        x_tk: &Self::Act,
+        w: WeightOf<'_, Self>,
+        bias: Option<&Self::Param>,
+        y_tn: &mut Self::Act,
+        add: bool,
+    ) -> Result<()>;
+    /// `h = silu(gate) up` with `[gate F][up F] = x w^T`, which is kept where asked.
+    fn gated(
+        &self,
+        x_tk: &Self::Act,
+        w: WeightOf<'_, Self>,
+        f: usize,
+        gate_up: Option<&mut Self::Act>,
+        h_tf: &mut Self::Act,
+    ) -> Result<()>;
+    /// Gradient of gate and up.
+    fn swiglu_backward(&self, gate_up: &Self::Act, dh_tf: &Self::Act, f: usize, dgate_up: &mut Self::Act)
+    -> Result<()>;
     /// `dx = dy w`, or `dx += dy w` with `add`.
-    fn matmul_backward_input(&self, dy_tn: &Self::Buf, w: &Self::Linear, dx_tk: &mut Self::Buf, add: bool);
+    fn matmul_backward_input(
+        &self,
+        dy_tn: &Self::Act,
+        w: WeightOf<'_, Self>,
+        dx_tk: &mut Self::Act,
+        add: bool,
+    ) -> Result<()>;
     /// `dw += dy^T x`.
-    fn matmul_backward_weight(&self, dy_tn: &Self::Buf, x_tk: &Self::Buf, n: usize, k: usize, dw_nk: &mut Self::Buf);
+    fn matmul_backward_weight(
+        &self,
+        dy_tn: &Self::Act,
+        x_tk: &Self::Act,
+        n: usize,
+        k: usize,
+        dw_nk: &mut Self::Buf,
+    ) -> Result<()>;
     /// `db += sum over rows of dy`.
-    fn bias_backward(&self, dy_tn: &Self::Buf, n: usize, db_n: &mut Self::Buf);
+    fn bias_backward(&self, dy_tn: &Self::Act, n: usize, db_n: &mut Self::Buf) -> Result<()>;
 
-    /// Rows of the embedding.
-    fn embed(&self, tokens: &[u32], table_vd: &Self::Buf, d: usize) -> Self::Buf;
+    /// A batch of tokens; the spans' rows follow one another and cover it.
+    fn batch(&self, heads: Heads, tokens: &[u32], spans: &[Span<'_>]) -> Result<Self::Batch>;
+    /// The batch's rows of the embedding.
+    fn embed(&self, batch: &Self::Batch, table_vd: &Self::Param, d: usize) -> Result<Self::Act>;
     /// Adds rows of `dx` to the rows of the embedding's gradient, in token order.
-    fn embed_backward(&self, tokens: &[u32], dx_td: &Self::Buf, d: usize, dtable_vd: &mut Self::Buf);
+    fn embed_backward(&self, batch: &Self::Batch, dx_td: &Self::Act, d: usize, dtable_vd: &mut Self::Buf)
+    -> Result<()>;
     /// RMSNorm of every row; `rstd` keeps `1 / sqrt(mean(x^2) + eps)`.
-    fn rmsnorm(&self, x_td: &Self::Buf, w_d: &Self::Buf, eps: f32, y_td: &mut Self::Buf, rstd_t: &mut Self::Buf);
+    fn rmsnorm(
+        &self,
+        x_td: &Self::Act,
+        w_d: &Self::Param,
+        eps: f32,
+        y_td: &mut Self::Act,
+        rstd_t: &mut Self::Buf,
+    ) -> Result<()>;
     /// Adds RMSNorm's input gradient to `dx` and its weight gradient to `dw`.
     fn rmsnorm_backward(
         &self,
-        x_td: &Self::Buf,
-        w_d: &Self::Buf,
+        x_td: &Self::Act,
+        w_d: &Self::Param,
         rstd_t: &Self::Buf,
-        dy_td: &Self::Buf,
-        dx_td: &mut Self::Buf,
+        dy_td: &Self::Act,
+        dx_td: &mut Self::Act,
         dw_d: &mut Self::Buf,
-    );
+    ) -> Result<()>;
 
-    /// RMSNorm of each query and key head (Qwen3), then RoPE, in place; `norms` are the two weights `[C]` and epsilon.
-    fn rope(&self, heads: Heads, qkv_tq: &mut Self::Buf, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>);
-    /// Backward of [`Backend::rope`] in place; `raw` is its input (read only with norms), gradients of the norms are added.
+    /// RMSNorm of each query and key head (Qwen3), then RoPE: queries to `q`, keys and values to their pages. Pages that
+    /// are written belong to one sequence only. `norms` are the two weights `[C]` and epsilon.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
+    fn rope(
+        &self,
+        heads: Heads,
+        qkv_tq: &Self::Act,
+        batch: &Self::Batch,
+        angles: &Angles<Self::Buf>,
+        norms: Norms<'_, Self::Param>,
+        kv: LayerKv<'_, Self::Kv>,
+        q_thc: &mut Self::Act,
+    ) -> Result<()>;
+    /// Backward of [`Backend::rope`] in place; `raw` is its input (only with norms), gradients of the norms are added.
+    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn rope_backward(
         &self,
         heads: Heads,
-        dqkv_tq: &mut Self::Buf,
-        raw_tq: &Self::Buf,
-        spans: &[Span<'_>],
-        table: &RopeTable,
-        norms: Norms<'_, Self>,
+        dqkv_tq: &mut Self::Act,
+        raw_tq: Option<&Self::Act>,
+        batch: &Self::Batch,
+        angles: &Angles<Self::Buf>,
+        norms: Norms<'_, Self::Param>,
         dnorms: Option<(&mut Self::Buf, &mut Self::Buf)>,
-    );
+    ) -> Result<()>;
 
     /// Room for the keys and values of `num_pages` pages in every layer.
-    ///
-    /// # Errors
-    /// When they do not fit.
     fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<Self::Kv>;
     /// Copies a page in every layer.
-    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32);
-    /// Writes the keys and values of the batch into one layer's pages. Pages that are written belong to one sequence only.
-    fn write_kv(&self, heads: Heads, kv: &Self::Kv, layer: usize, qkv_tq: &Self::Buf, spans: &[Span<'_>]);
+    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32) -> Result<()>;
     /// Causal attention of the batch's rows over their sequences' pages; `out[T][H C]`, `lse[T][H]`.
     fn attention(
         &self,
         heads: Heads,
-        kv: &Self::Kv,
-        layer: usize,
-        qkv_tq: &Self::Buf,
-        spans: &[Span<'_>],
-        out_thc: &mut Self::Buf,
+        kv: LayerKv<'_, Self::Kv>,
+        q_thc: &Self::Act,
+        batch: &Self::Batch,
+        out_thc: &mut Self::Act,
         lse_th: &mut Self::Buf,
-    );
+    ) -> Result<()>;
     /// Backward of [`Backend::attention`] for sequences that lie whole in the batch; writes all of `dqkv`.
     #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn attention_backward(
         &self,
         heads: Heads,
-        kv: &Self::Kv,
-        layer: usize,
-        qkv_tq: &Self::Buf,
-        out_thc: &Self::Buf,
+        kv: LayerKv<'_, Self::Kv>,
+        q_thc: &Self::Act,
+        out_thc: &Self::Act,
         lse_th: &Self::Buf,
-        dout_thc: &Self::Buf,
-        spans: &[Span<'_>],
-        dqkv_tq: &mut Self::Buf,
-    );
-
-    /// `h = silu(gate) * up` of fused rows `[gate F][up F]`.
-    fn swiglu(&self, gate_up: &Self::Buf, f: usize, h_tf: &mut Self::Buf);
-    /// Backward of [`Backend::swiglu`].
-    fn swiglu_backward(&self, gate_up: &Self::Buf, dh_tf: &Self::Buf, f: usize, dgate_up: &mut Self::Buf);
+        dout_thc: &Self::Act,
+        batch: &Self::Batch,
+        dqkv_tq: &mut Self::Act,
+    ) -> Result<()>;
 
     /// Draws the token after each named row: (row of `x`, how, position of the drawn token).
     fn draw(
         &self,
-        x_td: &Self::Buf,
+        x_td: &Self::Act,
         d: usize,
-        head: &Self::Linear,
+        head: WeightOf<'_, Self>,
         draws: &[(usize, Draw, u32)],
         seed: u64,
-    ) -> Vec<Drawn>;
+    ) -> Result<Vec<Drawn>>;
     /// Logits of all rows, `[T][V]`.
-    fn logits(&self, x_td: &Self::Buf, head: &Self::Linear) -> Vec<f32>;
-    /// Log-probability, entropy and loss of response tokens without ever holding all logits. With `grads`, also adds the
-    /// gradient of the hidden rows and of the head's weight.
+    fn logits(&self, x_td: &Self::Act, d: usize, head: WeightOf<'_, Self>) -> Result<Vec<f32>>;
+    /// Log-probability, entropy and loss of response tokens without ever holding all logits. With `grads`, also writes
+    /// the gradient of the hidden rows and adds that of the head's weight; then no two targets name one row.
     fn policy_head(
         &self,
-        x_td: &Self::Buf,
+        x_td: &Self::Act,
         d: usize,
-        head: &Self::Linear,
+        head: WeightOf<'_, Self>,
         targets: &[HeadTarget],
-        grads: Option<(&mut Self::Buf, &mut Self::Buf)>,
-    ) -> Vec<HeadReport>;
+        grads: Option<(&mut Self::Act, &mut Self::Buf)>,
+    ) -> Result<Self::Reports>;
+    /// The reports themselves.
+    fn reports(&self, reports: Self::Reports) -> Result<Vec<HeadReport>>;
 
-    /// Sum of squares, in f64 over fixed blocks.
-    fn sum_of_squares(&self, buf: &Self::Buf) -> f64;
-    /// One AdamW step in place (decoupled weight decay, bias correction as in Loshchilov and Hutter 2019).
-    fn adamw(&self, p: &mut Self::Buf, g: &Self::Buf, m: &mut Self::Buf, v: &mut Self::Buf, hyper: &AdamW);
+    /// Global norm of gradients, and the factor that brings it down to `max_norm` (0: none). Sums are in f64 over fixed
+    /// blocks.
+    fn clip(&self, grads: &[Self::Buf], max_norm: f32) -> Result<Self::Clip>;
+    /// The norm before clipping.
+    fn norm(&self, clip: &Self::Clip) -> Result<f64>;
+    /// One AdamW step in place (decoupled weight decay, bias correction as in Loshchilov and Hutter 2019) on the clipped
+    /// gradient, which is zero afterwards. With a norm that is not finite, only the gradient changes.
+    fn adamw(
+        &self,
+        p: &mut Self::Param,
+        g: &mut Self::Buf,
+        moments: (&mut Self::Buf, &mut Self::Buf),
+        clip: &Self::Clip,
+        hyper: &AdamW,
+    ) -> Result<()>;
 }
-
-/// Weights of the query and key norms with epsilon, or none.
-pub type Norms<'a, B> = Option<(&'a <B as Backend>::Buf, &'a <B as Backend>::Buf, f32)>;

@@ -3,9 +3,9 @@
 //! A layer is: `x += attention(norm(x)) w_o`, then `x += swiglu(norm(x) w_gate_up) w_down`. Training keeps what the
 //! backward pass needs of every layer ([`LayerActs`]); rollout reuses one.
 
-use crate::compute::ops::{Backend, Draw, Drawn, Heads, Norms, PAGE, RopeTable, Span};
+use crate::compute::ops::{Angles, Backend, Draw, Drawn, Heads, LayerKv, Norms, PAGE, Span, Weight, WeightOf};
 use crate::error::{Error, Result};
-use crate::model::params::ParamTable;
+use crate::model::params::{LayerIndex, ParamTable};
 use crate::weights::spec::ModelSpec;
 
 /// New tokens of one sequence: a piece of its prompt, or the token drawn last.
@@ -36,27 +36,27 @@ pub struct LayerLinears<B: Backend> {
 /// What a layer leaves behind for its backward pass. T rows.
 pub struct LayerActs<B: Backend> {
     /// Normed input of attention, `[T][D]`.
-    pub normed: B::Buf,
+    pub normed: B::Act,
     /// `1 / rms` of the input, `[T]`.
     pub rstd: B::Buf,
-    /// Fused projection before norms and RoPE (kept only with query-key norms), `[T][Q]`.
-    pub raw: B::Buf,
-    /// Fused projection as attention reads it, `[T][Q]`.
-    pub qkv: B::Buf,
+    /// Fused projection before norms and RoPE, `[T][Q]`; kept for training with query-key norms.
+    pub raw: Option<B::Act>,
+    /// Queries as attention reads them, `[T][H C]`.
+    pub queries: B::Act,
     /// Attention's output, `[T][H C]`.
-    pub attended: B::Buf,
+    pub attended: B::Act,
     /// Log-sum-exp of the scores, `[T][H]`.
     pub lse: B::Buf,
     /// Residual stream between the halves, `[T][D]`.
-    pub middle: B::Buf,
+    pub middle: B::Act,
     /// Normed input of the feed-forward layer, `[T][D]`.
-    pub normed2: B::Buf,
+    pub normed2: B::Act,
     /// `1 / rms` of `middle`, `[T]`.
     pub rstd2: B::Buf,
-    /// Gate and up, `[T][2 F]`.
-    pub gate_up: B::Buf,
+    /// Gate and up, `[T][2 F]`; kept for training.
+    pub gate_up: Option<B::Act>,
     /// Gated product, `[T][F]`.
-    pub gated: B::Buf,
+    pub gated: B::Act,
 }
 
 /// A decoder on a device.
@@ -64,34 +64,41 @@ pub struct Decoder<B: Backend> {
     backend: B,
     spec: ModelSpec,
     table: ParamTable,
-    /// Master weights in f32, in the table's order.
-    pub params: Vec<B::Buf>,
+    /// Weights, in the table's order.
+    pub params: Vec<B::Param>,
     layers: Vec<LayerLinears<B>>,
     head: B::Linear,
-    rope: RopeTable,
+    angles: Angles<B::Buf>,
     trainable: bool,
 }
 
 impl<B: Backend> Decoder<B> {
     /// A decoder with these weights (in the table's order). A trainable one also lays its weights out for gradients.
-    pub fn new(backend: B, spec: ModelSpec, weights: &[Vec<f32>], trainable: bool) -> Self {
+    ///
+    /// # Errors
+    /// When the device cannot run such a model, or it does not fit.
+    pub fn new(backend: B, spec: ModelSpec, weights: &[Vec<f32>], trainable: bool) -> Result<Self> {
+        backend.check(heads(&spec), &[spec.hidden_size, spec.intermediate_size, spec.vocab_size])?;
         let table = ParamTable::new(&spec);
         assert_eq!(weights.len(), table.tensors.len(), "one array per tensor of the table");
-        let params: Vec<B::Buf> = weights.iter().map(|w| backend.upload(w)).collect();
+        let params: Vec<B::Param> = weights.iter().map(|w| backend.param(w)).collect::<Result<_>>()?;
         let linear = |i: usize| backend.linear(&params[i], table.tensors[i].rows, table.tensors[i].cols, trainable);
-        let layers = table
-            .layers
-            .iter()
-            .map(|l| LayerLinears {
-                qkv: linear(l.qkv),
-                o: linear(l.o),
-                gate_up: linear(l.gate_up),
-                down: linear(l.down),
+        let layer = |l: &LayerIndex| {
+            Ok(LayerLinears {
+                qkv: linear(l.qkv)?,
+                o: linear(l.o)?,
+                gate_up: linear(l.gate_up)?,
+                down: linear(l.down)?,
             })
-            .collect();
-        let head = linear(table.head);
-        let rope = rope_table(&spec);
-        Decoder { backend, spec, table, params, layers, head, rope, trainable }
+        };
+        let layers = table.layers.iter().map(layer).collect::<Result<_>>()?;
+        let head = linear(table.head)?;
+        let (cos, sin) = rope_table(&spec);
+        let (mut angles_cos, mut angles_sin) = (backend.scratch(cos.len())?, backend.scratch(sin.len())?);
+        backend.write(&mut angles_cos, &cos)?;
+        backend.write(&mut angles_sin, &sin)?;
+        let angles = Angles { cos: angles_cos, sin: angles_sin };
+        Ok(Decoder { backend, spec, table, params, layers, head, angles, trainable })
     }
 
     /// The device.
@@ -109,47 +116,65 @@ impl<B: Backend> Decoder<B> {
         &self.table
     }
 
-    /// Weights of layer `l` laid out for products.
-    pub fn layer(&self, l: usize) -> &LayerLinears<B> {
-        &self.layers[l]
+    /// Query, key and value projection of layer `l`.
+    pub fn qkv(&self, l: usize) -> WeightOf<'_, B> {
+        Weight { param: &self.params[self.table.layers[l].qkv], layout: &self.layers[l].qkv }
     }
 
-    /// LM head laid out for products.
-    pub fn head(&self) -> &B::Linear {
-        &self.head
+    /// Output projection of layer `l`.
+    pub fn o(&self, l: usize) -> WeightOf<'_, B> {
+        Weight { param: &self.params[self.table.layers[l].o], layout: &self.layers[l].o }
+    }
+
+    /// Gate and up projection of layer `l`.
+    pub fn gate_up(&self, l: usize) -> WeightOf<'_, B> {
+        Weight { param: &self.params[self.table.layers[l].gate_up], layout: &self.layers[l].gate_up }
+    }
+
+    /// Down projection of layer `l`.
+    pub fn down(&self, l: usize) -> WeightOf<'_, B> {
+        Weight { param: &self.params[self.table.layers[l].down], layout: &self.layers[l].down }
+    }
+
+    /// LM head.
+    pub fn head(&self) -> WeightOf<'_, B> {
+        Weight { param: &self.params[self.table.head], layout: &self.head }
     }
 
     /// Rotary angles.
-    pub fn rope(&self) -> &RopeTable {
-        &self.rope
+    pub fn angles(&self) -> &Angles<B::Buf> {
+        &self.angles
     }
 
     /// Shape of the heads.
     pub fn heads(&self) -> Heads {
-        Heads { num_heads: self.spec.num_heads, num_kv_heads: self.spec.num_kv_heads, head_dim: self.spec.head_dim }
+        heads(&self.spec)
     }
 
     /// Weights of the query and key norms of layer `l`, if the family has them.
-    pub fn qk_norms(&self, l: usize) -> Norms<'_, B> {
+    pub fn qk_norms(&self, l: usize) -> Norms<'_, B::Param> {
         let (q, k) = self.table.layers[l].qk_norms?;
         Some((&self.params[q], &self.params[k], self.spec.rms_norm_eps as f32))
     }
 
     /// Changes the weights, and lays them out again.
-    pub fn update(&mut self, change: impl FnOnce(&B, &mut [B::Buf]) + Send) {
+    ///
+    /// # Errors
+    /// What the change reports, or the device.
+    pub fn update(&mut self, change: impl FnOnce(&B, &mut [B::Param]) -> Result<()> + Send) -> Result<()> {
         assert!(self.trainable, "only a trainable decoder changes");
         let Decoder { backend, table, params, layers, head, .. } = self;
         let b: &B = backend;
         b.scope(|| {
-            change(b, params);
+            change(b, params)?;
             for (linears, l) in layers.iter_mut().zip(&table.layers) {
-                b.relayout(&mut linears.qkv, &params[l.qkv]);
-                b.relayout(&mut linears.o, &params[l.o]);
-                b.relayout(&mut linears.gate_up, &params[l.gate_up]);
-                b.relayout(&mut linears.down, &params[l.down]);
+                b.relayout(&mut linears.qkv, &params[l.qkv])?;
+                b.relayout(&mut linears.o, &params[l.o])?;
+                b.relayout(&mut linears.gate_up, &params[l.gate_up])?;
+                b.relayout(&mut linears.down, &params[l.down])?;
             }
-            b.relayout(head, &params[table.head]);
-        });
+            b.relayout(head, &params[table.head])
+        })
     }
 
     /// Room for the keys and values of `num_pages` pages.
@@ -161,85 +186,97 @@ impl<B: Backend> Decoder<B> {
     }
 
     /// Copies a page in every layer.
-    pub fn copy_page(&self, kv: &mut B::Kv, from: u32, to: u32) {
-        self.backend.copy_page(kv, from, to);
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn copy_page(&self, kv: &mut B::Kv, from: u32, to: u32) -> Result<()> {
+        self.backend.copy_page(kv, from, to)
     }
 
-    /// Room for the activations of one layer and `t` rows.
-    pub fn layer_acts(&self, t: usize) -> LayerActs<B> {
-        let (s, b) = (&self.spec, &self.backend);
+    /// Room for the activations of one layer and `t` rows, on `b`; `training` keeps what only a backward pass reads.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn layer_acts(&self, b: &B, t: usize, training: bool) -> Result<LayerActs<B>> {
+        let s = &self.spec;
         let (d, f, hc) = (s.hidden_size, s.intermediate_size, s.num_heads * s.head_dim);
         let q = hc + 2 * s.num_kv_heads * s.head_dim;
-        let raw = if self.table.layers.first().is_some_and(|l| l.qk_norms.is_some()) { t * q } else { 0 };
-        LayerActs {
-            normed: b.scratch(t * d),
-            rstd: b.scratch(t),
-            raw: b.scratch(raw),
-            qkv: b.scratch(t * q),
-            attended: b.scratch(t * hc),
-            lse: b.scratch(t * s.num_heads),
-            middle: b.scratch(t * d),
-            normed2: b.scratch(t * d),
-            rstd2: b.scratch(t),
-            gate_up: b.scratch(t * 2 * f),
-            gated: b.scratch(t * f),
-        }
+        let normed = self.table.layers.first().is_some_and(|l| l.qk_norms.is_some());
+        let kept = |keep: bool, len: usize| keep.then(|| b.act(len)).transpose();
+        Ok(LayerActs {
+            normed: b.act(t * d)?,
+            rstd: b.scratch(t)?,
+            raw: kept(training && normed, t * q)?,
+            queries: b.act(t * hc)?,
+            attended: b.act(t * hc)?,
+            lse: b.scratch(t * s.num_heads)?,
+            middle: b.act(t * d)?,
+            normed2: b.act(t * d)?,
+            rstd2: b.scratch(t)?,
+            gate_up: kept(training, t * 2 * f)?,
+            gated: b.act(t * f)?,
+        })
     }
 
     /// Layer `l`: reads the residual stream `x`, leaves its activations in `acts` and the new stream in `x`.
+    ///
+    /// # Errors
+    /// When the device fails.
     pub fn layer_forward(
         &self,
         b: &B,
         l: usize,
-        x: &mut B::Buf,
+        x: &mut B::Act,
         acts: &mut LayerActs<B>,
         kv: &B::Kv,
-        spans: &[Span<'_>],
-        keep_raw: bool,
-    ) {
-        let (index, linears, heads) = (&self.table.layers[l], &self.layers[l], self.heads());
-        let eps = self.spec.rms_norm_eps as f32;
-        b.rmsnorm(x, &self.params[index.input_norm], eps, &mut acts.normed, &mut acts.rstd);
-        b.matmul(&acts.normed, &linears.qkv, index.qkv_bias.map(|i| &self.params[i]), &mut acts.qkv, false);
-        let norms = self.qk_norms(l);
-        if keep_raw && norms.is_some() {
-            b.copy(&mut acts.raw, &acts.qkv);
-        }
-        b.rope(heads, &mut acts.qkv, spans, &self.rope, norms);
-        b.write_kv(heads, kv, l, &acts.qkv, spans);
-        b.attention(heads, kv, l, &acts.qkv, spans, &mut acts.attended, &mut acts.lse);
-        b.matmul(&acts.attended, &linears.o, None, x, true);
-        b.copy(&mut acts.middle, x);
-        b.rmsnorm(&acts.middle, &self.params[index.post_norm], eps, &mut acts.normed2, &mut acts.rstd2);
-        b.matmul(&acts.normed2, &linears.gate_up, None, &mut acts.gate_up, false);
-        b.swiglu(&acts.gate_up, self.spec.intermediate_size, &mut acts.gated);
-        b.matmul(&acts.gated, &linears.down, None, x, true);
+        batch: &B::Batch,
+        t: usize,
+    ) -> Result<()> {
+        let (index, heads, kv) = (&self.table.layers[l], self.heads(), LayerKv { kv, layer: l });
+        let (f, eps) = (self.spec.intermediate_size, self.spec.rms_norm_eps as f32);
+        b.rmsnorm(x, &self.params[index.input_norm], eps, &mut acts.normed, &mut acts.rstd)?;
+        let bias = index.qkv_bias.map(|i| &self.params[i]);
+        let mut own = if acts.raw.is_none() { Some(b.act(t * self.fused_width())?) } else { None };
+        let raw = acts.raw.as_mut().or(own.as_mut()).expect("one of them is there");
+        b.matmul(&acts.normed, self.qkv(l), bias, raw, false)?;
+        b.rope(heads, raw, batch, &self.angles, self.qk_norms(l), kv, &mut acts.queries)?;
+        b.attention(heads, kv, &acts.queries, batch, &mut acts.attended, &mut acts.lse)?;
+        b.matmul(&acts.attended, self.o(l), None, x, true)?;
+        b.copy(&mut acts.middle, x)?;
+        b.rmsnorm(&acts.middle, &self.params[index.post_norm], eps, &mut acts.normed2, &mut acts.rstd2)?;
+        b.gated(&acts.normed2, self.gate_up(l), f, acts.gate_up.as_mut(), &mut acts.gated)?;
+        b.matmul(&acts.gated, self.down(l), None, x, true)
+    }
+
+    /// Width of a fused query-key-value row, Q.
+    pub fn fused_width(&self) -> usize {
+        (self.spec.num_heads + 2 * self.spec.num_kv_heads) * self.spec.head_dim
     }
 
     /// Residual stream after all layers and the last norm, `[T][D]`, of rows that rollout or scoring needs no gradient of.
-    fn hidden(&self, b: &B, rows: &[SeqRows<'_>], kv: &B::Kv) -> B::Buf {
+    fn hidden(&self, b: &B, rows: &[SeqRows<'_>], kv: &B::Kv) -> Result<B::Act> {
         let tokens: Vec<u32> = rows.iter().flat_map(|r| r.tokens).copied().collect();
         let mut spans = Vec::with_capacity(rows.len());
-        let mut row = 0;
+        let mut t = 0;
         for r in rows {
-            spans.push(Span { row, len: r.tokens.len(), pos: r.pos0, pages: r.pages });
-            row += r.tokens.len();
+            spans.push(Span { row: t, len: r.tokens.len(), pos: r.pos0, pages: r.pages });
+            t += r.tokens.len();
         }
-        let d = self.spec.hidden_size;
-        let mut x = b.embed(&tokens, &self.params[self.table.embed], d);
-        let mut acts = self.layer_acts(row);
+        let batch = b.batch(self.heads(), &tokens, &spans)?;
+        let mut x = b.embed(&batch, &self.params[self.table.embed], self.spec.hidden_size)?;
+        let mut acts = self.layer_acts(b, t, false)?;
         for l in 0..self.spec.num_layers {
-            self.layer_forward(b, l, &mut x, &mut acts, kv, &spans, false);
+            self.layer_forward(b, l, &mut x, &mut acts, kv, &batch, t)?;
         }
         let norm = &self.params[self.table.norm];
-        b.rmsnorm(&x, norm, self.spec.rms_norm_eps as f32, &mut acts.normed, &mut acts.rstd);
-        acts.normed
+        b.rmsnorm(&x, norm, self.spec.rms_norm_eps as f32, &mut acts.normed, &mut acts.rstd)?;
+        Ok(acts.normed)
     }
 
     /// Takes the new tokens of every sequence in, and draws the next one where asked.
     ///
     /// # Errors
-    /// When a token is outside the vocabulary or a position outside the context.
+    /// When a token is outside the vocabulary or a position outside the context, or the device fails.
     pub fn step(&self, kv: &mut B::Kv, rows: &[SeqRows<'_>], seed: u64) -> Result<Vec<Option<Drawn>>> {
         for r in rows {
             self.check(r)?;
@@ -248,11 +285,12 @@ impl<B: Backend> Decoder<B> {
         let weight_bytes = self.table.num_params() * 4;
         let parts = balance(rows, self.backend.lanes(weight_bytes));
         let drawn = self.backend.split(&parts, |b, rows| b.scope(|| self.step_part(b, kv, rows, seed)));
+        let drawn: Vec<Vec<_>> = drawn.into_iter().collect::<Result<_>>()?;
         Ok(drawn.into_iter().flatten().collect())
     }
 
-    fn step_part(&self, b: &B, kv: &B::Kv, rows: &[SeqRows<'_>], seed: u64) -> Vec<Option<Drawn>> {
-        let hidden = self.hidden(b, rows, kv);
+    fn step_part(&self, b: &B, kv: &B::Kv, rows: &[SeqRows<'_>], seed: u64) -> Result<Vec<Option<Drawn>>> {
+        let hidden = self.hidden(b, rows, kv)?;
         let mut draws = Vec::with_capacity(rows.len());
         let mut end = 0;
         for r in rows {
@@ -261,21 +299,21 @@ impl<B: Backend> Decoder<B> {
                 draws.push((end - 1, draw, (r.pos0 + r.tokens.len()) as u32));
             }
         }
-        let mut drawn = b.draw(&hidden, self.spec.hidden_size, &self.head, &draws, seed).into_iter();
-        rows.iter().map(|r| r.draw.and_then(|_| drawn.next())).collect()
+        let mut drawn = b.draw(&hidden, self.spec.hidden_size, self.head(), &draws, seed)?.into_iter();
+        Ok(rows.iter().map(|r| r.draw.and_then(|_| drawn.next())).collect())
     }
 
     /// Logits after every token of one text, `[T][V]`.
     ///
     /// # Errors
-    /// When a token is outside the vocabulary or the text longer than the context.
+    /// When a token is outside the vocabulary or the text longer than the context, or the device fails.
     pub fn logits(&self, tokens: &[u32]) -> Result<Vec<f32>> {
         let pages: Vec<u32> = (0..tokens.len().div_ceil(PAGE) as u32).collect();
         let rows = [SeqRows { tokens, pos0: 0, pages: &pages, draw: None }];
         self.check(&rows[0])?;
         let kv = self.new_kv(pages.len())?;
         let b = &self.backend;
-        Ok(b.scope(|| b.logits(&self.hidden(b, &rows, &kv), &self.head)))
+        b.scope(|| b.logits(&self.hidden(b, &rows, &kv)?, self.spec.hidden_size, self.head()))
     }
 
     /// Whether a sequence's new tokens can be taken in.
@@ -315,8 +353,13 @@ fn balance<'a, 'b>(rows: &'a [SeqRows<'b>], lanes: usize) -> Vec<&'a [SeqRows<'b
     parts
 }
 
-/// Cosines and sines of all positions, computed in f64 (Su et al. 2021; scaling as in Llama 3.1).
-pub fn rope_table(spec: &ModelSpec) -> RopeTable {
+/// Shape of a model's heads.
+fn heads(spec: &ModelSpec) -> Heads {
+    Heads { num_heads: spec.num_heads, num_kv_heads: spec.num_kv_heads, head_dim: spec.head_dim }
+}
+
+/// Cosines and sines of all positions, `[position][C / 2]`, computed in f64 (Su et al. 2021; scaling as in Llama 3.1).
+pub fn rope_table(spec: &ModelSpec) -> (Vec<f32>, Vec<f32>) {
     let half = spec.head_dim / 2;
     let frequencies: Vec<f64> = (0..half)
         .map(|i| {
@@ -335,5 +378,5 @@ pub fn rope_table(spec: &ModelSpec) -> RopeTable {
         })
         .collect();
     let angles = || (0..spec.max_position_embeddings).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f));
-    RopeTable { cos: angles().map(|a| a.cos() as f32).collect(), sin: angles().map(|a| a.sin() as f32).collect() }
+    (angles().map(|a| a.cos() as f32).collect(), angles().map(|a| a.sin() as f32).collect())
 }

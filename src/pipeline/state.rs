@@ -52,8 +52,8 @@ pub fn save<B: Backend>(
     let json =
         |text: serde_json::Result<String>| text.map_err(|e| Error::failure(format!("a checkpoint's state: {e}")));
     let mut files = vec![
-        ("model.safetensors".to_owned(), to_bytes(&trainer.weights(), StoredAs::F32)?),
-        ("azr/optimizer.safetensors".to_owned(), to_bytes(&trainer.moments(), StoredAs::F32)?),
+        ("model.safetensors".to_owned(), to_bytes(&trainer.weights()?, StoredAs::F32)?),
+        ("azr/optimizer.safetensors".to_owned(), to_bytes(&trainer.moments()?, StoredAs::F32)?),
         ("azr/state.json".to_owned(), json(serde_json::to_string_pretty(counters))?.into_bytes()),
         ("azr/buffers.jsonl".to_owned(), task_lines(buffers)?),
     ];

@@ -63,7 +63,7 @@ struct Evaluator {
 pub fn evaluate(folder: &Path, config: &PretrainConfig) -> Result<Evaluation> {
     let model = ModelFiles::open(folder)?;
     let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, model.spec, &weights, false);
+    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, model.spec, &weights, false)?;
     let pool = Pool::start(&config.pool)?;
     let codec = compact_codec(model.tokenizer)?;
     let evaluator = Evaluator { decoder, codec, pool, seed: config.seed };

@@ -54,7 +54,7 @@ impl<B: Backend> Engine<B> {
     pub fn step(&mut self, decoder: &Decoder<B>) -> Result<Vec<Completion>> {
         let plan = self.scheduler.plan();
         for (from, to) in &plan.copies {
-            decoder.copy_page(&mut self.kv, *from, *to);
+            decoder.copy_page(&mut self.kv, *from, *to)?;
         }
         let rows: Vec<SeqRows<'_>> = plan
             .rows
@@ -112,7 +112,7 @@ mod tests {
             .into_iter()
             .map(|w| w.into_iter().map(|x| if x == 1.0 { x } else { 3.0 * x }).collect())
             .collect();
-        Decoder::new(CpuBackend::new(threads).expect("threads"), spec, &weights, false)
+        Decoder::new(CpuBackend::new(threads).expect("threads"), spec, &weights, false).expect("it fits")
     }
 
     fn requests(rng: &mut Rng) -> Vec<SampleRequest> {

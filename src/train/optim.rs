@@ -3,6 +3,7 @@
 use crate::compute::ops::{AdamW, Backend, HeadReport};
 use crate::error::{Error, Result};
 use crate::model::forward::Decoder;
+use crate::model::params::TensorInfo;
 use crate::train::backward::micro_batch;
 use crate::train::loss::TrainSeq;
 use crate::train::pack::micro_batches;
@@ -24,6 +25,9 @@ pub struct OptimConfig {
     pub micro_batch_tokens: usize,
 }
 
+/// A tensor of a checkpoint: name, shape, values.
+pub type Named = (String, Vec<usize>, Vec<f32>);
+
 /// A decoder that learns.
 pub struct Trainer<B: Backend> {
     decoder: Decoder<B>,
@@ -36,10 +40,14 @@ pub struct Trainer<B: Backend> {
 
 impl<B: Backend> Trainer<B> {
     /// A trainer at step 0.
-    pub fn new(decoder: Decoder<B>, config: OptimConfig) -> Self {
-        let zeros = || decoder.table().tensors.iter().map(|t| decoder.backend().zeros(t.len())).collect();
-        let (grads, first_moments, second_moments) = (zeros(), zeros(), zeros());
-        Trainer { decoder, config, grads, first_moments, second_moments, step: 0 }
+    ///
+    /// # Errors
+    /// When gradients and moments do not fit.
+    pub fn new(decoder: Decoder<B>, config: OptimConfig) -> Result<Self> {
+        let zero = |t: &TensorInfo| decoder.backend().zeros(t.len());
+        let zeros = || decoder.table().tensors.iter().map(zero).collect::<Result<Vec<_>>>();
+        let (grads, first_moments, second_moments) = (zeros()?, zeros()?, zeros()?);
+        Ok(Trainer { decoder, config, grads, first_moments, second_moments, step: 0 })
     }
 
     /// The model.
@@ -55,58 +63,57 @@ impl<B: Backend> Trainer<B> {
     /// Adds the gradients of the sequences' losses. Returns each sequence's reports, one per target.
     ///
     /// # Errors
-    /// When a sequence does not fit the model.
+    /// When a sequence does not fit the model, or the device fails.
     pub fn accumulate(&mut self, seqs: &[TrainSeq]) -> Result<Vec<Vec<HeadReport>>> {
-        let mut reports = Vec::with_capacity(seqs.len());
+        // Reports are waited for only when all work has been handed to the device.
+        let mut pending = Vec::new();
         for run in micro_batches(seqs, self.config.micro_batch_tokens) {
-            let mut flat = micro_batch(&self.decoder, run, &mut self.grads)?.into_iter();
+            pending.push((run, micro_batch(&self.decoder, run, &mut self.grads)?));
+        }
+        let mut reports = Vec::with_capacity(seqs.len());
+        for (run, flat) in pending {
+            let mut flat = self.decoder.backend().reports(flat)?.into_iter();
             reports.extend(run.iter().map(|s| flat.by_ref().take(s.targets.len()).collect()));
         }
         Ok(reports)
-    }
-
-    /// Global norm of the accumulated gradients.
-    pub fn grad_norm(&self) -> f64 {
-        let b = self.decoder.backend();
-        b.scope(|| self.grads.iter().map(|g| b.sum_of_squares(g)).sum::<f64>()).sqrt()
     }
 
     /// One AdamW step on the accumulated gradients, which are then zero. Returns their norm before clipping. Gradients
     /// that are not finite change nothing.
     ///
     /// # Errors
-    /// When the gradient norm is not finite.
+    /// When the gradient norm is not finite, or the device fails.
     pub fn update(&mut self, learning_rate: f32) -> Result<f64> {
-        let norm = self.grad_norm();
         let Trainer { decoder, config, grads, first_moments, second_moments, step } = self;
-        if !norm.is_finite() {
-            grads.iter_mut().for_each(|g| decoder.backend().clear(g));
-            return Err(Error::failure(format!("the gradient norm is {norm}")).with_hint("lower train.learning_rate"));
-        }
-        *step += 1;
-        let clip = f64::from(config.grad_clip);
-        let grad_scale = if clip > 0.0 && norm > clip { (clip / (norm + 1e-6)) as f32 } else { 1.0 };
         let hyper = AdamW {
             learning_rate,
             beta1: config.beta1,
             beta2: config.beta2,
             eps: config.eps,
             weight_decay: config.weight_decay,
-            step: *step,
-            grad_scale,
+            step: *step + 1,
         };
+        let clip = decoder.backend().clip(grads, config.grad_clip)?;
         decoder.update(|b, params| {
             for (i, p) in params.iter_mut().enumerate() {
-                b.adamw(p, &grads[i], &mut first_moments[i], &mut second_moments[i], &hyper);
-                b.clear(&mut grads[i]);
+                b.adamw(p, &mut grads[i], (&mut first_moments[i], &mut second_moments[i]), &clip, &hyper)?;
             }
-        });
+            Ok(())
+        })?;
+        let norm = decoder.backend().norm(&clip)?;
+        if !norm.is_finite() {
+            return Err(Error::failure(format!("the gradient norm is {norm}")).with_hint("lower train.learning_rate"));
+        }
+        *step += 1;
         Ok(norm)
     }
 
     /// Gradients by Hugging Face name: (name, shape, values).
-    pub fn gradients(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        self.by_name("", &self.grads)
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn gradients(&self) -> Result<Vec<Named>> {
+        self.by_name("", &self.grads, B::download)
     }
 
     /// Gradients in the table's order.
@@ -115,21 +122,30 @@ impl<B: Backend> Trainer<B> {
     }
 
     /// Sets the gradients to zero.
-    pub fn clear_gradients(&mut self) {
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn clear_gradients(&mut self) -> Result<()> {
         let b = self.decoder.backend();
-        self.grads.iter_mut().for_each(|g| b.clear(g));
+        self.grads.iter_mut().try_for_each(|g| b.clear(g))
     }
 
     /// Weights by Hugging Face name.
-    pub fn weights(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        self.by_name("", &self.decoder.params)
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn weights(&self) -> Result<Vec<Named>> {
+        self.by_name("", &self.decoder.params, B::master)
     }
 
     /// Optimiser state by name: `m.` and `v.` before the parameter's name.
-    pub fn moments(&self) -> Vec<(String, Vec<usize>, Vec<f32>)> {
-        let mut named = self.by_name("m.", &self.first_moments);
-        named.extend(self.by_name("v.", &self.second_moments));
-        named
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn moments(&self) -> Result<Vec<Named>> {
+        let mut named = self.by_name("m.", &self.first_moments, B::download)?;
+        named.extend(self.by_name("v.", &self.second_moments, B::download)?);
+        Ok(named)
     }
 
     /// Takes the optimiser state back in.
@@ -140,22 +156,27 @@ impl<B: Backend> Trainer<B> {
         for (prefix, state) in [("m.", &mut self.first_moments), ("v.", &mut self.second_moments)] {
             let values = self.decoder.table().read(|name, shape| source(&format!("{prefix}{name}"), shape))?;
             for (buf, values) in state.iter_mut().zip(values) {
-                self.decoder.backend().write(buf, &values);
+                self.decoder.backend().write(buf, &values)?;
             }
         }
         self.step = step;
         Ok(())
     }
 
-    fn by_name(&self, prefix: &str, bufs: &[B::Buf]) -> Vec<(String, Vec<usize>, Vec<f32>)> {
+    fn by_name<T>(
+        &self,
+        prefix: &str,
+        arrays: &[T],
+        values: impl Fn(&B, &T) -> Result<Vec<f32>>,
+    ) -> Result<Vec<Named>> {
         let mut named = Vec::new();
-        for (tensor, buf) in self.decoder.table().tensors.iter().zip(bufs) {
-            let values = self.decoder.backend().download(buf);
+        for (tensor, array) in self.decoder.table().tensors.iter().zip(arrays) {
+            let values = values(self.decoder.backend(), array)?;
             for part in &tensor.parts {
                 let values = values[part.offset..][..part.len()].to_vec();
                 named.push((format!("{prefix}{}", part.name), part.shape.clone(), values));
             }
         }
-        named
+        Ok(named)
     }
 }

@@ -1,13 +1,17 @@
 //! Whole-model checks: gradients against finite differences for all families, and decode bits = training bits.
 
+use azr_kernel_emu::{Arithmetic, Emulator, Schedule};
+
 use crate::base::rng::{Purpose, Rng};
 use crate::compute::cpu::backend::CpuBackend;
 use crate::compute::cpu::gemm::Isa;
-use crate::compute::ops::{Draw, HeadLoss, PAGE};
+use crate::compute::cuda::CudaBackend;
+use crate::compute::ops::{Backend, Draw, HeadLoss, HeadReport, PAGE};
+use crate::compute::tests::emulated_gpu;
 use crate::model::forward::{Decoder, SeqRows};
 use crate::model::params::ParamTable;
 use crate::train::loss::{TokenTarget, TrainSeq, nll_sequence};
-use crate::train::optim::{OptimConfig, Trainer};
+use crate::train::optim::{Named, OptimConfig, Trainer};
 use crate::weights::spec::{Family, Llama3Rope, ModelSpec};
 
 pub(crate) fn tiny(family: Family) -> ModelSpec {
@@ -49,10 +53,14 @@ fn tokens(spec: &ModelSpec, n: usize, stream: u32) -> Vec<u32> {
 }
 
 fn trainer(spec: &ModelSpec, weights: &[Vec<f32>], threads: usize, isa: Isa) -> Trainer<CpuBackend> {
-    let backend = CpuBackend::with_isa(threads, isa).expect("threads start");
+    trainer_on(CpuBackend::with_isa(threads, isa).expect("threads start"), spec, weights)
+}
+
+fn trainer_on<B: Backend>(backend: B, spec: &ModelSpec, weights: &[Vec<f32>]) -> Trainer<B> {
     let config =
         OptimConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, grad_clip: 1.0, micro_batch_tokens: 50 };
-    Trainer::new(Decoder::new(backend, spec.clone(), weights, true), config)
+    let decoder = Decoder::new(backend, spec.clone(), weights, true).expect("it fits");
+    Trainer::new(decoder, config).expect("it fits")
 }
 
 fn sequences(spec: &ModelSpec) -> Vec<TrainSeq> {
@@ -76,7 +84,7 @@ fn sequences(spec: &ModelSpec) -> Vec<TrainSeq> {
 
 fn total_loss(trainer: &mut Trainer<CpuBackend>, seqs: &[TrainSeq]) -> f64 {
     let reports = trainer.accumulate(seqs).expect("the sequences fit");
-    trainer.clear_gradients();
+    trainer.clear_gradients().expect("cleared");
     reports.iter().flatten().map(|r| f64::from(r.loss)).sum()
 }
 
@@ -89,7 +97,7 @@ fn gradients_are_the_slopes_of_the_loss() {
         let mut trainer = trainer(&spec, &weights, 2, Isa::detect());
         trainer.accumulate(&seqs).expect("the sequences fit");
         let grads: Vec<Vec<f32>> = trainer.gradient_buffers().iter().map(|g| g.to_vec()).collect();
-        trainer.clear_gradients();
+        trainer.clear_gradients().expect("cleared");
         let mut rng = Rng::new(1, Purpose::Test, 2, 0);
         for (i, grad) in grads.iter().enumerate() {
             // The slope along a random direction of one tensor, against the gradient's projection.
@@ -117,7 +125,7 @@ fn one_update_does_not_depend_on_threads_or_instruction_set() {
             let mut trainer = trainer(&spec, &weights(&spec), threads, isa);
             trainer.accumulate(&sequences(&spec)).expect("the sequences fit");
             let norm = trainer.update(1e-3).expect("finite gradients");
-            (norm, trainer.weights(), trainer.moments())
+            (norm, trainer.weights().expect("read"), trainer.moments().expect("read"))
         };
         let expected = run(1, Isa::detect());
         assert_eq!(expected, run(3, Isa::detect()));
@@ -126,8 +134,8 @@ fn one_update_does_not_depend_on_threads_or_instruction_set() {
 }
 
 /// Draws `n` tokens after a prompt that is taken in in pieces of the given sizes, beside other sequences.
-fn sample(
-    decoder: &Decoder<CpuBackend>,
+fn sample<B: Backend>(
+    decoder: &Decoder<B>,
     prompt: &[u32],
     n: usize,
     pieces: usize,
@@ -165,13 +173,39 @@ fn sample(
     drawn
 }
 
+/// Reports of a trainer that meets drawn tokens (at temperature 0.9) in the middle of a batch, as bits.
+fn trained<B: Backend>(
+    trainer: &mut Trainer<B>,
+    prompt: &[u32],
+    drawn: &[(u32, u32, u32)],
+    mut batch: Vec<TrainSeq>,
+) -> Vec<(u32, u32)> {
+    let response: Vec<u32> = drawn.iter().map(|d| d.0).collect();
+    let targets = (0..response.len()).map(|i| TokenTarget {
+        at: prompt.len() + i,
+        loss: HeadLoss::Nll { weight: 1.0 },
+        entropy_coef: 0.0,
+    });
+    let seq = TrainSeq { tokens: [prompt, &response].concat(), inv_temperature: 1.0 / 0.9, targets: targets.collect() };
+    let at = batch.len() / 2;
+    batch.insert(at, seq);
+    let reports = trainer.accumulate(&batch).expect("the sequences fit");
+    reports[at].iter().map(|r| (r.logprob.to_bits(), r.entropy.to_bits())).collect()
+}
+
+/// What was said of drawn tokens when they were drawn.
+fn said(drawn: &[(u32, u32, u32)]) -> Vec<(u32, u32)> {
+    drawn.iter().map(|d| (d.1, d.2)).collect()
+}
+
 #[test]
 fn sampled_logprobs_are_the_trainers_whatever_the_batch() {
     for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
         let spec = tiny(family);
         let weights = weights(&spec);
         let decoder = |threads, isa| {
-            Decoder::new(CpuBackend::with_isa(threads, isa).expect("threads start"), spec.clone(), &weights, false)
+            let backend = CpuBackend::with_isa(threads, isa).expect("threads start");
+            Decoder::new(backend, spec.clone(), &weights, false).expect("it fits")
         };
         let prompt = tokens(&spec, PAGE + 5, 7);
         let expected = sample(&decoder(1, Isa::detect()), &prompt, 30, 100, 0);
@@ -180,21 +214,109 @@ fn sampled_logprobs_are_the_trainers_whatever_the_batch() {
         {
             assert_eq!(expected, sample(&decoder(threads, isa), &prompt, 30, pieces, others), "{family:?}");
         }
-        let response: Vec<u32> = expected.iter().map(|d| d.0).collect();
-        let targets = (0..response.len()).map(|i| TokenTarget {
-            at: prompt.len() + i,
-            loss: HeadLoss::Nll { weight: 1.0 },
-            entropy_coef: 0.0,
-        });
-        let seq = TrainSeq {
-            tokens: [prompt.clone(), response].concat(),
-            inv_temperature: 1.0 / 0.9,
-            targets: targets.collect(),
-        };
-        let mut batch = sequences(&spec);
-        batch.insert(2, seq);
-        let reports = trainer(&spec, &weights, 2, Isa::detect()).accumulate(&batch).expect("the sequences fit");
-        let trained: Vec<(u32, u32)> = reports[2].iter().map(|r| (r.logprob.to_bits(), r.entropy.to_bits())).collect();
-        assert_eq!(trained, expected.iter().map(|d| (d.1, d.2)).collect::<Vec<_>>(), "{family:?}");
+        let mut trainer = trainer(&spec, &weights, 2, Isa::detect());
+        assert_eq!(trained(&mut trainer, &prompt, &expected, sequences(&spec)), said(&expected), "{family:?}");
     }
+}
+
+/// A model that the GPU's kernels run: two layers, whole eights, heads of 64.
+fn for_gpu(family: Family) -> ModelSpec {
+    ModelSpec { vocab_size: 72, num_heads: 2, num_kv_heads: 1, head_dim: 64, ..tiny(family) }
+}
+
+/// An emulated GPU whose tensor cores round as Hopper's do, whichever instruction is used.
+fn hopper_arithmetic(capability: u32) -> CudaBackend {
+    let gpu = emulated_gpu(capability);
+    Emulator::get().schedule(Schedule { arithmetic: Arithmetic::Hopper, ..Schedule::PLAIN });
+    gpu
+}
+
+#[test]
+fn on_the_gpu_sampled_logprobs_are_the_trainers_whatever_the_batch_and_the_instructions() {
+    for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
+        let spec = for_gpu(family);
+        let weights = weights(&spec);
+        let prompt = tokens(&spec, PAGE + 5, 7);
+        // Capability 8.0 multiplies with mma.sync, 9.0 batches of more than 64 rows with wgmma.
+        let mut expected: Option<Vec<(u32, u32, u32)>> = None;
+        for (capability, pieces, others) in [(90, 100, 0), (80, 6, 3), (90, 1, 8)] {
+            let gpu = hopper_arithmetic(capability);
+            let decoder = Decoder::new(gpu.clone(), spec.clone(), &weights, false).expect("it fits");
+            let drawn = sample(&decoder, &prompt, 4, pieces, others);
+            let expected = expected.get_or_insert_with(|| drawn.clone());
+            assert_eq!(*expected, drawn, "{family:?}, capability {capability}, {others} others");
+            let mut trainer = trainer_on(gpu, &spec, &weights);
+            for batch in [Vec::new(), sequences(&spec)] {
+                assert_eq!(trained(&mut trainer, &prompt, &drawn, batch), said(&drawn), "{family:?} on {capability}");
+            }
+        }
+    }
+}
+
+#[test]
+fn gpu_and_cpu_agree_on_loss_gradient_and_update() {
+    let error = |ours: &[f32], theirs: &[f32]| {
+        let squares = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>();
+        (squares(&mut ours.iter().zip(theirs).map(|(a, b)| a - b)) / squares(&mut theirs.iter().copied())).sqrt()
+    };
+    for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
+        let spec = for_gpu(family);
+        let weights = weights(&spec);
+        let seqs = sequences(&spec);
+        let mut cpu = trainer(&spec, &weights, 2, Isa::detect());
+        let expected = cpu.accumulate(&seqs).expect("the sequences fit");
+        let mut updated: Option<Vec<Named>> = None;
+        for capability in [80, 90] {
+            let mut gpu = trainer_on(hopper_arithmetic(capability), &spec, &weights);
+            let reports = gpu.accumulate(&seqs).expect("the sequences fit");
+            let logprobs =
+                |reports: &[Vec<HeadReport>]| reports.iter().flatten().map(|r| r.logprob).collect::<Vec<_>>();
+            let off = error(&logprobs(&reports), &logprobs(&expected));
+            assert!(off < 0.01, "{family:?}: log-probabilities are off by {off}");
+            for ((name, _, ours), (.., theirs)) in
+                gpu.gradients().expect("read").iter().zip(cpu.gradients().expect("read"))
+            {
+                let off = error(ours, &theirs);
+                assert!(off < 0.04, "{family:?} {name}: the gradient is off by {off}");
+            }
+            let norm = gpu.update(1e-3).expect("finite gradients");
+            assert!(norm.is_finite() && norm > 0.0);
+            assert!(gpu.gradients().expect("read").iter().all(|(.., g)| g.iter().all(|g| *g == 0.0)), "cleared");
+            let weights = gpu.weights().expect("read");
+            assert!(weights.iter().zip(cpu.weights().expect("read")).all(|(ours, theirs)| ours.2 != theirs.2), "moved");
+            assert_eq!(
+                *updated.get_or_insert_with(|| weights.clone()),
+                weights,
+                "{family:?}: other bits on {capability}"
+            );
+        }
+        let cpu_norm = cpu.update(1e-3).expect("finite gradients");
+        assert!(cpu_norm > 0.0);
+        for ((name, _, ours), (.., theirs)) in updated.expect("two runs").iter().zip(cpu.weights().expect("read")) {
+            // The first step of AdamW is about the learning rate, whichever way the gradient points.
+            let off = ours.iter().zip(&theirs).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 2.1e-3, "{family:?} {name}: weights are off by {off}");
+        }
+    }
+}
+
+#[test]
+fn a_norm_that_is_not_finite_changes_nothing() {
+    fn check<B: Backend>(backend: B) {
+        let spec = for_gpu(Family::Qwen2);
+        let weights = weights(&spec);
+        let mut trainer = trainer_on(backend, &spec, &weights);
+        let mut seqs = sequences(&spec);
+        seqs[1].targets[3].loss = HeadLoss::Nll { weight: f32::INFINITY };
+        trainer.accumulate(&seqs).expect("the sequences fit");
+        let before = trainer.weights().expect("read");
+        assert!(trainer.update(1e-3).expect_err("the norm is not finite").to_string().contains("gradient norm"));
+        assert_eq!((trainer.weights().expect("read"), trainer.num_updates()), (before, 0));
+        assert!(trainer.gradients().expect("read").iter().all(|(.., g)| g.iter().all(|g| *g == 0.0)));
+        assert!(trainer.moments().expect("read").iter().all(|(.., g)| g.iter().all(|g| *g == 0.0)));
+        trainer.accumulate(&sequences(&spec)).expect("the sequences fit");
+        trainer.update(1e-3).expect("it goes on");
+    }
+    check(CpuBackend::new(2).expect("threads start"));
+    check(emulated_gpu(90));
 }

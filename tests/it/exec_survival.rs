@@ -6,7 +6,9 @@ use std::sync::{Arc, Mutex};
 
 use azr::base::stop::StopFlag;
 use azr::compute::cpu::backend::CpuBackend;
-use azr::compute::ops::{AdamW, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, Norms, RopeTable, Span};
+use azr::compute::ops::{
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, Norms, Span, Weight,
+};
 use azr::exec::pool::Pool;
 use azr::model::forward::Decoder;
 use azr::model::params::ParamTable;
@@ -79,10 +81,24 @@ impl Scripted {
     }
 }
 
+/// Operations that are the CPU's.
+macro_rules! as_cpu {
+    ($($name:ident($($arg:ident: $ty:ty),*) -> $ret:ty;)*) => {
+        $(fn $name(&self, $($arg: $ty),*) -> azr::Result<$ret> { self.cpu.$name($($arg),*) })*
+    };
+}
+
+type Cpu<'a> = Weight<'a, <CpuBackend as Backend>::Param, <CpuBackend as Backend>::Linear>;
+
 impl Backend for Scripted {
     type Buf = <CpuBackend as Backend>::Buf;
+    type Act = <CpuBackend as Backend>::Act;
+    type Param = <CpuBackend as Backend>::Param;
     type Linear = <CpuBackend as Backend>::Linear;
     type Kv = <CpuBackend as Backend>::Kv;
+    type Batch = <CpuBackend as Backend>::Batch;
+    type Reports = <CpuBackend as Backend>::Reports;
+    type Clip = <CpuBackend as Backend>::Clip;
 
     fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.cpu.scope(f)
@@ -93,155 +109,73 @@ impl Backend for Scripted {
     fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R> {
         parts.iter().map(|p| f(self, p)).collect()
     }
-    fn zeros(&self, len: usize) -> Self::Buf {
-        self.cpu.zeros(len)
+    as_cpu! {
+        check(heads: Heads, widths: &[usize]) -> ();
+        zeros(len: usize) -> Self::Buf;
+        scratch(len: usize) -> Self::Buf;
+        write(buf: &mut Self::Buf, values: &[f32]) -> ();
+        download(buf: &Self::Buf) -> Vec<f32>;
+        clear(buf: &mut Self::Buf) -> ();
+        act(len: usize) -> Self::Act;
+        upload(values: &[f32]) -> Self::Act;
+        values(act: &Self::Act) -> Vec<f32>;
+        clear_act(act: &mut Self::Act) -> ();
+        copy(y: &mut Self::Act, x: &Self::Act) -> ();
+        param(values: &[f32]) -> Self::Param;
+        master(param: &Self::Param) -> Vec<f32>;
+        linear(w: &Self::Param, n: usize, k: usize, backward: bool) -> Self::Linear;
+        relayout(linear: &mut Self::Linear, w: &Self::Param) -> ();
+        matmul(x: &Self::Act, w: Cpu<'_>, bias: Option<&Self::Param>, y: &mut Self::Act, add: bool) -> ();
+        gated(x: &Self::Act, w: Cpu<'_>, f: usize, gate_up: Option<&mut Self::Act>, h: &mut Self::Act) -> ();
+        swiglu_backward(gate_up: &Self::Act, dh: &Self::Act, f: usize, dgate_up: &mut Self::Act) -> ();
+        matmul_backward_input(dy: &Self::Act, w: Cpu<'_>, dx: &mut Self::Act, add: bool) -> ();
+        matmul_backward_weight(dy: &Self::Act, x: &Self::Act, n: usize, k: usize, dw: &mut Self::Buf) -> ();
+        bias_backward(dy: &Self::Act, n: usize, db: &mut Self::Buf) -> ();
+        batch(heads: Heads, tokens: &[u32], spans: &[Span<'_>]) -> Self::Batch;
+        embed(batch: &Self::Batch, table: &Self::Param, d: usize) -> Self::Act;
+        embed_backward(batch: &Self::Batch, dx: &Self::Act, d: usize, dtable: &mut Self::Buf) -> ();
+        rmsnorm(x: &Self::Act, w: &Self::Param, eps: f32, y: &mut Self::Act, rstd: &mut Self::Buf) -> ();
+        rmsnorm_backward(x: &Self::Act, w: &Self::Param, rstd: &Self::Buf, dy: &Self::Act, dx: &mut Self::Act,
+            dw: &mut Self::Buf) -> ();
+        rope(heads: Heads, qkv: &Self::Act, batch: &Self::Batch, angles: &Angles<Self::Buf>,
+            norms: Norms<'_, Self::Param>, kv: LayerKv<'_, Self::Kv>, q: &mut Self::Act) -> ();
+        rope_backward(heads: Heads, dqkv: &mut Self::Act, raw: Option<&Self::Act>, batch: &Self::Batch,
+            angles: &Angles<Self::Buf>, norms: Norms<'_, Self::Param>,
+            dnorms: Option<(&mut Self::Buf, &mut Self::Buf)>) -> ();
+        new_kv(heads: Heads, num_layers: usize, num_pages: usize) -> Self::Kv;
+        copy_page(kv: &mut Self::Kv, from: u32, to: u32) -> ();
+        attention(heads: Heads, kv: LayerKv<'_, Self::Kv>, q: &Self::Act, batch: &Self::Batch, out: &mut Self::Act,
+            lse: &mut Self::Buf) -> ();
+        attention_backward(heads: Heads, kv: LayerKv<'_, Self::Kv>, q: &Self::Act, out: &Self::Act, lse: &Self::Buf,
+            dout: &Self::Act, batch: &Self::Batch, dqkv: &mut Self::Act) -> ();
+        logits(x: &Self::Act, d: usize, head: Cpu<'_>) -> Vec<f32>;
+        policy_head(x: &Self::Act, d: usize, head: Cpu<'_>, targets: &[HeadTarget],
+            grads: Option<(&mut Self::Act, &mut Self::Buf)>) -> Self::Reports;
+        reports(reports: Self::Reports) -> Vec<HeadReport>;
+        clip(grads: &[Self::Buf], max_norm: f32) -> Self::Clip;
+        norm(clip: &Self::Clip) -> f64;
+        adamw(p: &mut Self::Param, g: &mut Self::Buf, moments: (&mut Self::Buf, &mut Self::Buf), clip: &Self::Clip,
+            hyper: &AdamW) -> ();
     }
-    fn scratch(&self, len: usize) -> Self::Buf {
-        self.cpu.scratch(len)
-    }
-    fn copy(&self, y: &mut Self::Buf, x: &Self::Buf) {
-        self.cpu.copy(y, x);
-    }
-    fn upload(&self, values: &[f32]) -> Self::Buf {
-        self.cpu.upload(values)
-    }
-    fn download(&self, buf: &Self::Buf) -> Vec<f32> {
-        self.cpu.download(buf)
-    }
-    fn write(&self, buf: &mut Self::Buf, values: &[f32]) {
-        self.cpu.write(buf, values);
-    }
-    fn clear(&self, buf: &mut Self::Buf) {
-        self.cpu.clear(buf);
-    }
-    fn add(&self, y: &mut Self::Buf, x: &Self::Buf) {
-        self.cpu.add(y, x);
-    }
-    fn linear(&self, w: &Self::Buf, n: usize, k: usize, backward: bool) -> Self::Linear {
-        self.cpu.linear(w, n, k, backward)
-    }
-    fn relayout(&self, linear: &mut Self::Linear, w: &Self::Buf) {
-        self.cpu.relayout(linear, w);
-    }
-    fn matmul(&self, x: &Self::Buf, w: &Self::Linear, bias: Option<&Self::Buf>, y: &mut Self::Buf, add: bool) {
-        self.cpu.matmul(x, w, bias, y, add);
-    }
-    fn matmul_backward_input(&self, dy: &Self::Buf, w: &Self::Linear, dx: &mut Self::Buf, add: bool) {
-        self.cpu.matmul_backward_input(dy, w, dx, add);
-    }
-    fn matmul_backward_weight(&self, dy: &Self::Buf, x: &Self::Buf, n: usize, k: usize, dw: &mut Self::Buf) {
-        self.cpu.matmul_backward_weight(dy, x, n, k, dw);
-    }
-    fn bias_backward(&self, dy: &Self::Buf, n: usize, db: &mut Self::Buf) {
-        self.cpu.bias_backward(dy, n, db);
-    }
-    fn embed(&self, tokens: &[u32], table: &Self::Buf, d: usize) -> Self::Buf {
-        self.cpu.embed(tokens, table, d)
-    }
-    fn embed_backward(&self, tokens: &[u32], dx: &Self::Buf, d: usize, dtable: &mut Self::Buf) {
-        self.cpu.embed_backward(tokens, dx, d, dtable);
-    }
-    fn rmsnorm(&self, x: &Self::Buf, w: &Self::Buf, eps: f32, y: &mut Self::Buf, rstd: &mut Self::Buf) {
-        self.cpu.rmsnorm(x, w, eps, y, rstd);
-    }
-    fn rmsnorm_backward(
+    fn draw(
         &self,
-        x: &Self::Buf,
-        w: &Self::Buf,
-        rstd: &Self::Buf,
-        dy: &Self::Buf,
-        dx: &mut Self::Buf,
-        dw: &mut Self::Buf,
-    ) {
-        self.cpu.rmsnorm_backward(x, w, rstd, dy, dx, dw);
-    }
-    fn rope(&self, heads: Heads, qkv: &mut Self::Buf, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>) {
-        self.cpu.rope(heads, qkv, spans, table, norms);
-    }
-    fn rope_backward(
-        &self,
-        heads: Heads,
-        dqkv: &mut Self::Buf,
-        raw: &Self::Buf,
-        spans: &[Span<'_>],
-        table: &RopeTable,
-        norms: Norms<'_, Self>,
-        dnorms: Option<(&mut Self::Buf, &mut Self::Buf)>,
-    ) {
-        self.cpu.rope_backward(heads, dqkv, raw, spans, table, norms, dnorms);
-    }
-    fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> azr::Result<Self::Kv> {
-        self.cpu.new_kv(heads, num_layers, num_pages)
-    }
-    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32) {
-        self.cpu.copy_page(kv, from, to);
-    }
-    fn write_kv(&self, heads: Heads, kv: &Self::Kv, layer: usize, qkv: &Self::Buf, spans: &[Span<'_>]) {
-        self.cpu.write_kv(heads, kv, layer, qkv, spans);
-    }
-    fn attention(
-        &self,
-        heads: Heads,
-        kv: &Self::Kv,
-        layer: usize,
-        qkv: &Self::Buf,
-        spans: &[Span<'_>],
-        out: &mut Self::Buf,
-        lse: &mut Self::Buf,
-    ) {
-        self.cpu.attention(heads, kv, layer, qkv, spans, out, lse);
-    }
-    fn attention_backward(
-        &self,
-        heads: Heads,
-        kv: &Self::Kv,
-        layer: usize,
-        qkv: &Self::Buf,
-        out: &Self::Buf,
-        lse: &Self::Buf,
-        dout: &Self::Buf,
-        spans: &[Span<'_>],
-        dqkv: &mut Self::Buf,
-    ) {
-        self.cpu.attention_backward(heads, kv, layer, qkv, out, lse, dout, spans, dqkv);
-    }
-    fn swiglu(&self, gate_up: &Self::Buf, f: usize, h: &mut Self::Buf) {
-        self.cpu.swiglu(gate_up, f, h);
-    }
-    fn swiglu_backward(&self, gate_up: &Self::Buf, dh: &Self::Buf, f: usize, dgate_up: &mut Self::Buf) {
-        self.cpu.swiglu_backward(gate_up, dh, f, dgate_up);
-    }
-    fn draw(&self, x: &Self::Buf, d: usize, head: &Self::Linear, draws: &[(usize, Draw, u32)], _: u64) -> Vec<Drawn> {
+        x: &Self::Act,
+        d: usize,
+        head: Cpu<'_>,
+        draws: &[(usize, Draw, u32)],
+        _: u64,
+    ) -> azr::Result<Vec<Drawn>> {
         let one = |(row, how, position): &(usize, Draw, u32)| {
             let token = self.token(how.seq, *position);
-            let logits = self.cpu.logits(&self.cpu.upload(&x[row * d..][..d]), head);
+            let logits = self.cpu.logits(&self.cpu.upload(&x[row * d..][..d])?, d, head)?;
             let scaled: Vec<f64> =
                 logits[..self.vocabulary].iter().map(|l| f64::from(*l) / f64::from(how.temperature)).collect();
             let most = scaled.iter().copied().fold(f64::MIN, f64::max);
             let sum: f64 = scaled.iter().map(|l| (l - most).exp()).sum();
             let logprob = scaled[token as usize] - most - sum.ln();
-            Drawn { token, logprob: logprob as f32, entropy: 0.0 }
+            Ok(Drawn { token, logprob: logprob as f32, entropy: 0.0 })
         };
         draws.iter().map(one).collect()
-    }
-    fn logits(&self, x: &Self::Buf, head: &Self::Linear) -> Vec<f32> {
-        self.cpu.logits(x, head)
-    }
-    fn policy_head(
-        &self,
-        x: &Self::Buf,
-        d: usize,
-        head: &Self::Linear,
-        targets: &[HeadTarget],
-        grads: Option<(&mut Self::Buf, &mut Self::Buf)>,
-    ) -> Vec<HeadReport> {
-        self.cpu.policy_head(x, d, head, targets, grads)
-    }
-    fn sum_of_squares(&self, buf: &Self::Buf) -> f64 {
-        self.cpu.sum_of_squares(buf)
-    }
-    fn adamw(&self, p: &mut Self::Buf, g: &Self::Buf, m: &mut Self::Buf, v: &mut Self::Buf, hyper: &AdamW) {
-        self.cpu.adamw(p, g, m, v, hyper);
     }
 }
 
@@ -326,7 +260,7 @@ fn run() -> Run<Scripted> {
         script: Mutex::new(hostile(&codec)),
         starts: Mutex::default(),
     };
-    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true);
+    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true).expect("it fits");
     let limits = Engine::<Scripted>::limits(64, model.spec.max_position_embeddings, 0);
     let engine = Engine::new(&decoder, limits, 1).expect("room");
     let mut pool = config.executor.pool(2);
@@ -336,7 +270,7 @@ fn run() -> Run<Scripted> {
         buffers.push(Arc::new(Task::identity(kind)));
     }
     Run {
-        trainer: Trainer::new(decoder, config.train.optim()),
+        trainer: Trainer::new(decoder, config.train.optim()).expect("it fits"),
         engine,
         pool: Pool::start(&pool).expect("the pool starts"),
         codec,

@@ -238,16 +238,17 @@ fn one_adamw_step_agrees() {
         let files = ModelFiles::open(&fixture::folder(model)).expect("the fixture is whole");
         let weights = ParamTable::new(&files.spec).load(&files.tensors).expect("the fixture is whole");
         let backend = CpuBackend::new(2).expect("threads start");
-        let mut trainer = Trainer::new(Decoder::new(backend, files.spec, &weights, true), config);
+        let decoder = Decoder::new(backend, files.spec, &weights, true).expect("it fits");
+        let mut trainer = Trainer::new(decoder, config).expect("it fits");
         let seqs: Vec<_> = said.sequences.iter().map(|s| nll_sequence(&s.tokens, &s.weights)).collect();
         trainer.accumulate(&seqs).expect("the sequences fit");
-        let grads = trainer.gradients();
+        let grads = trainer.gradients().expect("read");
         let norm = trainer.update(lr).expect("finite gradients");
         norm_bar.check(model, (norm / grad_norm - 1.0).abs(), GRAD_BAR);
 
         // The moments show the clipping, which the first step's size does not depend on.
         let scale = f64::from(clip) / grad_norm;
-        for (name, _, ours) in trainer.moments() {
+        for (name, _, ours) in trainer.moments().expect("read") {
             let (kind, name) = name.split_once('.').expect("a prefix");
             let theirs = read(&reference, &format!("grad.{name}"));
             let theirs = theirs.iter().map(|g| f64::from(*g) * scale).map(|g| match kind {
@@ -261,7 +262,7 @@ fn one_adamw_step_agrees() {
             let g = f64::from(g) * scale;
             f64::from(lr) * g / (g.abs() + f64::from(eps))
         };
-        for ((name, _, ours), (.., grad)) in trainer.weights().iter().zip(&grads) {
+        for ((name, _, ours), (.., grad)) in trainer.weights().expect("read").iter().zip(&grads) {
             let (theirs, slopes) =
                 (read(&reference, &format!("adamw.{name}")), read(&reference, &format!("grad.{name}")));
             let doubt: Vec<f64> = grad.iter().zip(&slopes).map(|(a, b)| (step(*a) - step(*b)).abs()).collect();

@@ -12,7 +12,9 @@ use crate::compute::cpu::buffer::{CpuBuf, Store};
 use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
 use crate::compute::cpu::rows::{self, multiversion};
-use crate::compute::ops::{AdamW, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, Norms, PAGE, RopeTable, Span};
+use crate::compute::ops::{
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, Norms, PAGE, Span, Weight,
+};
 use crate::error::{Error, Result};
 
 /// Rows per task of row-wise operations.
@@ -43,19 +45,40 @@ pub struct CpuLinear {
 
 /// Keys and values of all layers.
 pub struct CpuKv {
-    layers: Vec<LayerKv>,
+    layers: Vec<PagedLayer>,
     page_len: usize,
 }
 
-struct LayerKv {
+struct PagedLayer {
     keys: Shared,
     values: Shared,
+}
+
+/// A batch: its tokens, and its sequences' rows.
+pub struct CpuBatch {
+    tokens: Vec<u32>,
+    spans: Vec<OwnSpan>,
+}
+
+/// A [`Span`] with a page table of its own.
+struct OwnSpan {
+    row: usize,
+    len: usize,
+    pos: usize,
+    pages: Vec<u32>,
+}
+
+/// Norm of a gradient before clipping, and the factor on it.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuClip {
+    norm: f64,
+    scale: f32,
 }
 
 /// An array that threads write disjoint pages of.
 struct Shared(UnsafeCell<CpuBuf>);
 
-// SAFETY: `write_kv` writes only pages that belong to one sequence of the batch, and no page is read in the same call.
+// SAFETY: `rope` writes only pages that belong to one sequence of the batch, and no page is read in the same call.
 unsafe impl Sync for Shared {}
 
 impl Shared {
@@ -126,11 +149,6 @@ impl CpuBackend {
     }
 }
 
-/// (position, page table) of every row.
-fn positions<'a>(spans: &[Span<'a>]) -> Vec<(usize, &'a [u32])> {
-    spans.iter().flat_map(|s| (s.pos..s.pos + s.len).map(|p| (p, s.pages))).collect()
-}
-
 multiversion! {
     fn rope_row(heads: Heads, row: &mut [f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>) = rows::rope_row
 }
@@ -138,9 +156,13 @@ multiversion! {
     fn rope_row_backward(heads: Heads, row: &mut [f32], raw: &[f32], cos: &[f32], sin: &[f32], norms: Option<(&[f32], &[f32], f32)>, dnorms: Option<(&mut [f32], &mut [f32])>) = rows::rope_row_backward
 }
 
-fn angles(table: &RopeTable, heads: Heads, pos: usize) -> (&[f32], &[f32]) {
+fn angles_at(angles: &Angles<CpuBuf>, heads: Heads, pos: usize) -> (&[f32], &[f32]) {
     let half = heads.head_dim / 2;
-    (&table.cos[pos * half..][..half], &table.sin[pos * half..][..half])
+    (&angles.cos[pos * half..][..half], &angles.sin[pos * half..][..half])
+}
+
+fn as_slices<'a>(norms: Norms<'a, CpuBuf>) -> Option<(&'a [f32], &'a [f32], f32)> {
+    norms.map(|(q, k, eps)| (&**q, &**k, eps))
 }
 
 fn width(heads: Heads) -> usize {
@@ -149,8 +171,17 @@ fn width(heads: Heads) -> usize {
 
 impl Backend for CpuBackend {
     type Buf = CpuBuf;
+    type Act = CpuBuf;
+    type Param = CpuBuf;
     type Linear = CpuLinear;
     type Kv = CpuKv;
+    type Batch = CpuBatch;
+    type Reports = Vec<HeadReport>;
+    type Clip = CpuClip;
+
+    fn check(&self, _: Heads, _: &[usize]) -> Result<()> {
+        Ok(())
+    }
 
     fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         if self.serial { f() } else { self.pool.install(f) }
@@ -168,95 +199,171 @@ impl Backend for CpuBackend {
         self.pool.install(|| parts.par_iter().with_max_len(1).map(|part| f(&serial, part)).collect())
     }
 
-    fn zeros(&self, len: usize) -> CpuBuf {
-        self.store.zeros(len)
+    fn zeros(&self, len: usize) -> Result<CpuBuf> {
+        Ok(self.store.zeros(len))
     }
 
-    fn scratch(&self, len: usize) -> CpuBuf {
-        self.store.scratch(len)
+    fn scratch(&self, len: usize) -> Result<CpuBuf> {
+        Ok(self.store.scratch(len))
     }
 
-    fn upload(&self, values: &[f32]) -> CpuBuf {
-        self.store.copy_of(values)
-    }
-
-    fn download(&self, buf: &CpuBuf) -> Vec<f32> {
-        buf.to_vec()
-    }
-
-    fn write(&self, buf: &mut CpuBuf, values: &[f32]) {
+    fn write(&self, buf: &mut CpuBuf, values: &[f32]) -> Result<()> {
         buf.copy_from_slice(values);
+        Ok(())
     }
 
-    fn clear(&self, buf: &mut CpuBuf) {
+    fn download(&self, buf: &CpuBuf) -> Result<Vec<f32>> {
+        Ok(buf.to_vec())
+    }
+
+    fn clear(&self, buf: &mut CpuBuf) -> Result<()> {
         buf.fill(0.0);
+        Ok(())
     }
 
-    fn copy(&self, y: &mut CpuBuf, x: &CpuBuf) {
+    fn act(&self, len: usize) -> Result<CpuBuf> {
+        self.scratch(len)
+    }
+
+    fn upload(&self, values: &[f32]) -> Result<CpuBuf> {
+        Ok(self.store.copy_of(values))
+    }
+
+    fn values(&self, act: &CpuBuf) -> Result<Vec<f32>> {
+        self.download(act)
+    }
+
+    fn clear_act(&self, act: &mut CpuBuf) -> Result<()> {
+        self.clear(act)
+    }
+
+    fn copy(&self, y: &mut CpuBuf, x: &CpuBuf) -> Result<()> {
         y.copy_from_slice(x);
+        Ok(())
     }
 
-    fn add(&self, y: &mut CpuBuf, x: &CpuBuf) {
-        self.rows2(x, 1, y, 1, |x, y| y.iter_mut().zip(x).for_each(|(y, x)| *y += x));
+    fn param(&self, values: &[f32]) -> Result<CpuBuf> {
+        self.upload(values)
     }
 
-    fn linear(&self, w_nk: &CpuBuf, n: usize, k: usize, backward: bool) -> CpuLinear {
-        self.scope(|| CpuLinear {
+    fn master(&self, param: &CpuBuf) -> Result<Vec<f32>> {
+        self.download(param)
+    }
+
+    fn linear(&self, w_nk: &CpuBuf, n: usize, k: usize, backward: bool) -> Result<CpuLinear> {
+        Ok(self.scope(|| CpuLinear {
             forward: Packed::rows(w_nk, n, k),
             backward: backward.then(|| Packed::columns(w_nk, n, k)),
-        })
+        }))
     }
 
-    fn relayout(&self, linear: &mut CpuLinear, w_nk: &CpuBuf) {
+    fn relayout(&self, linear: &mut CpuLinear, w_nk: &CpuBuf) -> Result<()> {
         let (n, k) = (linear.forward.n, linear.forward.k);
         linear.forward.pack_rows(w_nk, n, k);
         if let Some(backward) = &mut linear.backward {
             backward.pack_columns(w_nk, n, k);
         }
+        Ok(())
     }
 
-    fn matmul(&self, x_tk: &CpuBuf, w: &CpuLinear, bias: Option<&CpuBuf>, y_tn: &mut CpuBuf, add: bool) {
-        matmul(self.isa, x_tk, &w.forward, bias.map(|b| &**b), y_tn, add, !self.serial);
+    fn matmul(
+        &self,
+        x_tk: &CpuBuf,
+        w: Weight<'_, CpuBuf, CpuLinear>,
+        bias: Option<&CpuBuf>,
+        y_tn: &mut CpuBuf,
+        add: bool,
+    ) -> Result<()> {
+        matmul(self.isa, x_tk, &w.layout.forward, bias.map(|b| &**b), y_tn, add, !self.serial);
+        Ok(())
     }
 
-    fn matmul_backward_input(&self, dy_tn: &CpuBuf, w: &CpuLinear, dx_tk: &mut CpuBuf, add: bool) {
-        let packed = w.backward.as_ref().expect("a weight that is trained is laid out for its backward pass");
+    fn gated(
+        &self,
+        x_tk: &CpuBuf,
+        w: Weight<'_, CpuBuf, CpuLinear>,
+        f: usize,
+        gate_up: Option<&mut CpuBuf>,
+        h_tf: &mut CpuBuf,
+    ) -> Result<()> {
+        let mut own = if gate_up.is_none() { Some(self.scratch(2 * h_tf.len())?) } else { None };
+        let gate_up = gate_up.or(own.as_mut()).expect("one of them is there");
+        self.matmul(x_tk, w, None, gate_up, false)?;
+        self.rows2(gate_up, 2 * f, h_tf, f, |gu, h| rows::swiglu(self.isa, gu, f, h));
+        Ok(())
+    }
+
+    fn swiglu_backward(&self, gate_up: &CpuBuf, dh_tf: &CpuBuf, f: usize, dgate_up: &mut CpuBuf) -> Result<()> {
+        gate_up
+            .par_chunks(ROWS * 2 * f)
+            .zip(dh_tf.par_chunks(ROWS * f))
+            .zip(dgate_up.par_chunks_mut(ROWS * 2 * f))
+            .for_each(|((gu, dh), d)| rows::swiglu_backward(self.isa, gu, dh, f, d));
+        Ok(())
+    }
+
+    fn matmul_backward_input(
+        &self,
+        dy_tn: &CpuBuf,
+        w: Weight<'_, CpuBuf, CpuLinear>,
+        dx_tk: &mut CpuBuf,
+        add: bool,
+    ) -> Result<()> {
+        let packed = w.layout.backward.as_ref().expect("a weight that is trained is laid out for its backward pass");
         matmul(self.isa, dy_tn, packed, None, dx_tk, add, !self.serial);
+        Ok(())
     }
 
-    fn matmul_backward_weight(&self, dy_tn: &CpuBuf, x_tk: &CpuBuf, n: usize, k: usize, dw_nk: &mut CpuBuf) {
+    fn matmul_backward_weight(
+        &self,
+        dy_tn: &CpuBuf,
+        x_tk: &CpuBuf,
+        n: usize,
+        k: usize,
+        dw_nk: &mut CpuBuf,
+    ) -> Result<()> {
         outer(self.isa, dy_tn, x_tk, n, k, dw_nk, &mut OuterScratch::default());
+        Ok(())
     }
 
-    fn bias_backward(&self, dy_tn: &CpuBuf, n: usize, db_n: &mut CpuBuf) {
+    fn bias_backward(&self, dy_tn: &CpuBuf, n: usize, db_n: &mut CpuBuf) -> Result<()> {
         self.columns(db_n, |from, db| rows::column_sums(self.isa, dy_tn, n, from, db));
+        Ok(())
     }
 
-    fn embed(&self, tokens: &[u32], table_vd: &CpuBuf, d: usize) -> CpuBuf {
-        let mut x = self.scratch(tokens.len() * d);
-        for (t, row) in tokens.iter().zip(x.chunks_exact_mut(d)) {
+    fn batch(&self, _: Heads, tokens: &[u32], spans: &[Span<'_>]) -> Result<CpuBatch> {
+        let own = |s: &Span<'_>| OwnSpan { row: s.row, len: s.len, pos: s.pos, pages: s.pages.to_vec() };
+        Ok(CpuBatch { tokens: tokens.to_vec(), spans: spans.iter().map(own).collect() })
+    }
+
+    fn embed(&self, batch: &CpuBatch, table_vd: &CpuBuf, d: usize) -> Result<CpuBuf> {
+        let mut x = self.scratch(batch.tokens.len() * d)?;
+        for (t, row) in batch.tokens.iter().zip(x.chunks_exact_mut(d)) {
             row.copy_from_slice(&table_vd[*t as usize * d..][..d]);
         }
-        x
+        Ok(x)
     }
 
-    fn embed_backward(&self, tokens: &[u32], dx_td: &CpuBuf, d: usize, dtable_vd: &mut CpuBuf) {
-        for (token, dx) in tokens.iter().zip(dx_td.chunks_exact(d)) {
+    fn embed_backward(&self, batch: &CpuBatch, dx_td: &CpuBuf, d: usize, dtable_vd: &mut CpuBuf) -> Result<()> {
+        for (token, dx) in batch.tokens.iter().zip(dx_td.chunks_exact(d)) {
             for (g, x) in dtable_vd[*token as usize * d..][..d].iter_mut().zip(dx) {
                 *g += x;
             }
         }
+        Ok(())
     }
 
-    fn rmsnorm(&self, x_td: &CpuBuf, w_d: &CpuBuf, eps: f32, y_td: &mut CpuBuf, rstd_t: &mut CpuBuf) {
+    fn rmsnorm(&self, x_td: &CpuBuf, w_d: &CpuBuf, eps: f32, y_td: &mut CpuBuf, rstd_t: &mut CpuBuf) -> Result<()> {
         let d = w_d.len();
         if self.serial {
-            return rows::rmsnorm(self.isa, x_td, w_d, eps, y_td, rstd_t);
+            rows::rmsnorm(self.isa, x_td, w_d, eps, y_td, rstd_t);
+        } else {
+            x_td.par_chunks(ROWS * d)
+                .zip(y_td.par_chunks_mut(ROWS * d))
+                .zip(rstd_t.par_chunks_mut(ROWS))
+                .for_each(|((x, y), rstd)| rows::rmsnorm(self.isa, x, w_d, eps, y, rstd));
         }
-        x_td.par_chunks(ROWS * d)
-            .zip(y_td.par_chunks_mut(ROWS * d))
-            .zip(rstd_t.par_chunks_mut(ROWS))
-            .for_each(|((x, y), rstd)| rows::rmsnorm(self.isa, x, w_d, eps, y, rstd));
+        Ok(())
     }
 
     fn rmsnorm_backward(
@@ -267,7 +374,7 @@ impl Backend for CpuBackend {
         dy_td: &CpuBuf,
         dx_td: &mut CpuBuf,
         dw_d: &mut CpuBuf,
-    ) {
+    ) -> Result<()> {
         let d = w_d.len();
         x_td.par_chunks(ROWS * d)
             .zip(rstd_t.par_chunks(ROWS))
@@ -275,36 +382,71 @@ impl Backend for CpuBackend {
             .zip(dx_td.par_chunks_mut(ROWS * d))
             .for_each(|(((x, rstd), dy), dx)| rows::rmsnorm_dx(self.isa, x, w_d, rstd, dy, dx));
         self.columns(dw_d, |from, dw| rows::rmsnorm_dw(self.isa, x_td, rstd_t, dy_td, d, from, dw));
+        Ok(())
     }
 
-    fn rope(&self, heads: Heads, qkv_tq: &mut CpuBuf, spans: &[Span<'_>], table: &RopeTable, norms: Norms<'_, Self>) {
-        let norms = norms.map(|(q, k, eps)| (&**q, &**k, eps));
-        let positions = positions(spans);
-        let one = |row: &mut [f32], pos: usize| {
-            let (cos, sin) = angles(table, heads, pos);
-            rope_row(self.isa, heads, row, cos, sin, norms);
-        };
-        let q = width(heads);
-        if self.serial {
-            qkv_tq.chunks_exact_mut(q).zip(&positions).for_each(|(row, p)| one(row, p.0));
-        } else {
-            let rows = qkv_tq.par_chunks_exact_mut(q).with_min_len(ROWS);
-            rows.zip(&positions).for_each(|(row, p)| one(row, p.0));
+    fn rope(
+        &self,
+        heads: Heads,
+        qkv_tq: &CpuBuf,
+        batch: &CpuBatch,
+        angles: &Angles<CpuBuf>,
+        norms: Norms<'_, CpuBuf>,
+        kv: LayerKv<'_, CpuKv>,
+        q_thc: &mut CpuBuf,
+    ) -> Result<()> {
+        let (q, c, norms) = (width(heads), heads.head_dim, as_slices(norms));
+        let (hc, layer, len) = (heads.num_heads * c, &kv.kv.layers[kv.layer], kv.kv.page_len);
+        // A piece is what one span has on one page: nobody else writes there.
+        let (mut pieces, mut rest) = (Vec::new(), &mut q_thc[..]);
+        for span in &batch.spans {
+            let mut from = 0;
+            while from < span.len {
+                let count = (PAGE - (span.pos + from) % PAGE).min(span.len - from);
+                let (piece, tail) = rest.split_at_mut(count * hc);
+                pieces.push((span, from, piece));
+                (from, rest) = (from + count, tail);
+            }
         }
+        let one = |scratch: &mut Vec<f32>, (span, from, queries): (&OwnSpan, usize, &mut [f32])| {
+            let page = span.pages[(span.pos + from) / PAGE];
+            let (keys, values) = (layer.keys.page(page, len), layer.values.page(page, len));
+            // SAFETY: this sequence alone owns the pages that it writes, and one piece writes a page.
+            let (keys, values) =
+                unsafe { (std::slice::from_raw_parts_mut(keys, len), std::slice::from_raw_parts_mut(values, len)) };
+            for (i, query) in queries.chunks_exact_mut(hc).enumerate() {
+                let pos = span.pos + from + i;
+                scratch.clear();
+                scratch.extend_from_slice(&qkv_tq[(span.row + from + i) * q..][..q]);
+                let (cos, sin) = angles_at(angles, heads, pos);
+                rope_row(self.isa, heads, scratch, cos, sin, norms);
+                query.copy_from_slice(&scratch[..hc]);
+                let (key, value) = scratch[hc..].split_at(heads.num_kv_heads * c);
+                write_page(heads, key, value, pos % PAGE, keys, values);
+            }
+        };
+        if self.serial {
+            let mut scratch = Vec::with_capacity(q);
+            pieces.into_iter().for_each(|piece| one(&mut scratch, piece));
+        } else {
+            pieces.into_par_iter().with_min_len(2).for_each_init(Vec::new, one);
+        }
+        Ok(())
     }
 
     fn rope_backward(
         &self,
         heads: Heads,
         dqkv_tq: &mut CpuBuf,
-        raw_tq: &CpuBuf,
-        spans: &[Span<'_>],
-        table: &RopeTable,
-        norms: Norms<'_, Self>,
+        raw_tq: Option<&CpuBuf>,
+        batch: &CpuBatch,
+        angles: &Angles<CpuBuf>,
+        norms: Norms<'_, CpuBuf>,
         dnorms: Option<(&mut CpuBuf, &mut CpuBuf)>,
-    ) {
-        let norms = norms.map(|(q, k, eps)| (&**q, &**k, eps));
-        let (positions, q, c) = (positions(spans), width(heads), heads.head_dim);
+    ) -> Result<()> {
+        let (norms, q, c) = (as_slices(norms), width(heads), heads.head_dim);
+        let raw_tq = raw_tq.map_or(&[][..], |raw| raw);
+        let positions: Vec<usize> = batch.spans.iter().flat_map(|s| s.pos..s.pos + s.len).collect();
         // Each block of rows has its own sums for the norms' gradients; blocks are added in order.
         let partial: Vec<(Vec<f32>, Vec<f32>)> = dqkv_tq
             .par_chunks_mut(BLOCK / 64 * q)
@@ -312,9 +454,9 @@ impl Backend for CpuBackend {
             .enumerate()
             .map(|(b, (rows, positions))| {
                 let (mut dq, mut dk) = (vec![0.0; c], vec![0.0; c]);
-                for (i, (row, (pos, _))) in rows.chunks_exact_mut(q).zip(positions).enumerate() {
+                for (i, (row, pos)) in rows.chunks_exact_mut(q).zip(positions).enumerate() {
                     let raw = raw_tq.get((b * (BLOCK / 64) + i) * q..).unwrap_or_default();
-                    let (cos, sin) = angles(table, heads, *pos);
+                    let (cos, sin) = angles_at(angles, heads, *pos);
                     rope_row_backward(self.isa, heads, row, raw, cos, sin, norms, Some((&mut dq, &mut dk)));
                 }
                 (dq, dk)
@@ -326,17 +468,18 @@ impl Backend for CpuBackend {
                 dk.iter_mut().zip(k).for_each(|(a, b)| *a += b);
             }
         }
+        Ok(())
     }
 
     fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<CpuKv> {
         let len = heads.page_len().checked_mul(num_pages).filter(|n| *n < isize::MAX as usize / 4);
         let len = len.ok_or_else(|| Error::new(crate::error::Kind::OutOfMemory, "the KV cache is too large"))?;
-        let array = || Shared(UnsafeCell::new(self.zeros(len)));
-        let layers = (0..num_layers).map(|_| LayerKv { keys: array(), values: array() }).collect();
+        let array = || Shared(UnsafeCell::new(self.store.zeros(len)));
+        let layers = (0..num_layers).map(|_| PagedLayer { keys: array(), values: array() }).collect();
         Ok(CpuKv { layers, page_len: heads.page_len() })
     }
 
-    fn copy_page(&self, kv: &mut CpuKv, from: u32, to: u32) {
+    fn copy_page(&self, kv: &mut CpuKv, from: u32, to: u32) -> Result<()> {
         let len = kv.page_len;
         let range = from as usize * len..(from as usize + 1) * len;
         for layer in &mut kv.layers {
@@ -344,42 +487,24 @@ impl Backend for CpuBackend {
                 array.0.get_mut().copy_within(range.clone(), to as usize * len);
             }
         }
-    }
-
-    fn write_kv(&self, heads: Heads, kv: &CpuKv, layer: usize, qkv_tq: &CpuBuf, spans: &[Span<'_>]) {
-        let (q, c, len) = (width(heads), heads.head_dim, kv.page_len);
-        let at = heads.num_heads * c;
-        let one = |span: &Span<'_>| {
-            for i in 0..span.len {
-                let row = &qkv_tq[(span.row + i) * q + at..][..2 * heads.num_kv_heads * c];
-                let (key, value) = row.split_at(heads.num_kv_heads * c);
-                let (page, slot) = (span.pages[(span.pos + i) / PAGE], (span.pos + i) % PAGE);
-                let (keys, values) = (kv.layers[layer].keys.page(page, len), kv.layers[layer].values.page(page, len));
-                // SAFETY: this sequence alone owns the pages that it writes, and one task writes a sequence.
-                let (keys, values) =
-                    unsafe { (std::slice::from_raw_parts_mut(keys, len), std::slice::from_raw_parts_mut(values, len)) };
-                write_page(heads, key, value, slot, keys, values);
-            }
-        };
-        if self.serial { spans.iter().for_each(one) } else { spans.par_iter().for_each(one) }
+        Ok(())
     }
 
     fn attention(
         &self,
         heads: Heads,
-        kv: &CpuKv,
-        layer: usize,
-        qkv_tq: &CpuBuf,
-        spans: &[Span<'_>],
+        kv: LayerKv<'_, CpuKv>,
+        q_thc: &CpuBuf,
+        batch: &CpuBatch,
         out_thc: &mut CpuBuf,
         lse_th: &mut CpuBuf,
-    ) {
-        let (q, h, c, r) = (width(heads), heads.num_heads, heads.head_dim, heads.group());
-        let layer = &kv.layers[layer];
+    ) -> Result<()> {
+        let (h, c, r) = (heads.num_heads, heads.head_dim, heads.group());
+        let layer = &kv.kv.layers[kv.layer];
         // Long spans run in blocks of rows, which gives the bits of single rows.
         let mut pieces = Vec::new();
         let (mut out, mut lse) = (&mut out_thc[..], &mut lse_th[..]);
-        for span in spans {
+        for span in &batch.spans {
             let size = if span.len >= MIN_BLOCK { attention_block::BLOCK } else { 1 };
             for from in (0..span.len).step_by(size) {
                 let count = size.min(span.len - from);
@@ -389,14 +514,14 @@ impl Backend for CpuBackend {
                 pieces.push((span, from, piece, piece_lse));
             }
         }
-        let one = |scratch: &mut (Vec<f32>, Scratch), piece: (&Span<'_>, usize, &mut [f32], &mut [f32])| {
+        let one = |scratch: &mut (Vec<f32>, Scratch), piece: (&OwnSpan, usize, &mut [f32], &mut [f32])| {
             let (span, from, out, lse) = piece;
-            let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: span.pages };
-            let (pos, rows) = (span.pos + from, &qkv_tq[(span.row + from) * q..]);
+            let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: &span.pages };
+            let (pos, rows) = (span.pos + from, &q_thc[(span.row + from) * h * c..]);
             for g in 0..heads.num_kv_heads {
                 let queries = &rows[g * r * c..];
                 if lse.len() > h {
-                    let queries = Rows { data: queries, stride: q };
+                    let queries = Rows { data: queries, stride: h * c };
                     attend_block(self.isa, heads, kv, g, pos, queries, &mut scratch.1, out, lse);
                 } else {
                     let (out, lse) = (&mut out[g * r * c..][..r * c], &mut lse[g * r..][..r]);
@@ -410,25 +535,25 @@ impl Backend for CpuBackend {
         } else {
             pieces.into_par_iter().with_max_len(ROWS).for_each_init(Default::default, one);
         }
+        Ok(())
     }
 
     fn attention_backward(
         &self,
         heads: Heads,
-        kv: &CpuKv,
-        layer: usize,
-        qkv_tq: &CpuBuf,
+        kv: LayerKv<'_, CpuKv>,
+        q_thc: &CpuBuf,
         out_thc: &CpuBuf,
         lse_th: &CpuBuf,
         dout_thc: &CpuBuf,
-        spans: &[Span<'_>],
+        batch: &CpuBatch,
         dqkv_tq: &mut CpuBuf,
-    ) {
+    ) -> Result<()> {
         let (q, h, c, g_count, r) = (width(heads), heads.num_heads, heads.head_dim, heads.num_kv_heads, heads.group());
-        let layer = &kv.layers[layer];
-        let mut pieces: Vec<(&Span<'_>, &mut [f32])> = Vec::with_capacity(spans.len());
+        let layer = &kv.kv.layers[kv.layer];
+        let mut pieces: Vec<(&OwnSpan, &mut [f32])> = Vec::with_capacity(batch.spans.len());
         let mut rest = &mut dqkv_tq[..];
-        for span in spans {
+        for span in &batch.spans {
             assert_eq!(span.pos, 0, "the backward pass takes whole sequences");
             let (piece, tail) = rest.split_at_mut(span.len * q);
             pieces.push((span, piece));
@@ -440,13 +565,13 @@ impl Backend for CpuBackend {
             for g in 0..g_count {
                 let at = g * r * c;
                 let io = BackwardIn {
-                    q: Rows { data: &qkv_tq[span.row * q + at..], stride: q },
+                    q: Rows { data: &q_thc[span.row * h * c + at..], stride: h * c },
                     out: Rows { data: &out_thc[span.row * h * c + at..], stride: h * c },
                     d_out: Rows { data: &dout_thc[span.row * h * c + at..], stride: h * c },
                     lse: &lse_th[span.row * h + g * r..],
                     len: t,
                 };
-                let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: span.pages };
+                let kv = SeqKv { keys: layer.keys.get(), values: layer.values.get(), pages: &span.pages };
                 let write_dq = |i: usize, row: &[f32]| dqkv[i * q + at..][..r * c].copy_from_slice(row);
                 attend_backward(self.isa, heads, kv, g, &io, scratch, write_dq, &mut dk, &mut dv);
                 for (i, row) in dqkv.chunks_exact_mut(q).enumerate() {
@@ -455,27 +580,23 @@ impl Backend for CpuBackend {
                 }
             }
         });
+        Ok(())
     }
 
-    fn swiglu(&self, gate_up: &CpuBuf, f: usize, h_tf: &mut CpuBuf) {
-        self.rows2(gate_up, 2 * f, h_tf, f, |gu, h| rows::swiglu(self.isa, gu, f, h));
-    }
-
-    fn swiglu_backward(&self, gate_up: &CpuBuf, dh_tf: &CpuBuf, f: usize, dgate_up: &mut CpuBuf) {
-        gate_up
-            .par_chunks(ROWS * 2 * f)
-            .zip(dh_tf.par_chunks(ROWS * f))
-            .zip(dgate_up.par_chunks_mut(ROWS * 2 * f))
-            .for_each(|((gu, dh), d)| rows::swiglu_backward(self.isa, gu, dh, f, d));
-    }
-
-    fn draw(&self, x_td: &CpuBuf, d: usize, head: &CpuLinear, draws: &[(usize, Draw, u32)], seed: u64) -> Vec<Drawn> {
-        let v = head.forward.n;
+    fn draw(
+        &self,
+        x_td: &CpuBuf,
+        d: usize,
+        head: Weight<'_, CpuBuf, CpuLinear>,
+        draws: &[(usize, Draw, u32)],
+        seed: u64,
+    ) -> Result<Vec<Drawn>> {
+        let v = head.layout.forward.n;
         let mut drawn = Vec::with_capacity(draws.len());
         for draws in draws.chunks(HEAD_ROWS) {
             let x: Vec<f32> = draws.iter().flat_map(|(row, ..)| &x_td[row * d..][..d]).copied().collect();
-            let mut logits = self.scratch(draws.len() * v);
-            matmul(self.isa, &x, &head.forward, None, &mut logits, false, !self.serial);
+            let mut logits = self.scratch(draws.len() * v)?;
+            matmul(self.isa, &x, &head.layout.forward, None, &mut logits, false, !self.serial);
             let one = |(logits, (_, how, position)): (&mut [f32], &(usize, Draw, u32))| {
                 head::draw(self.isa, logits, how, *position, seed)
             };
@@ -485,59 +606,86 @@ impl Backend for CpuBackend {
                 drawn.par_extend(logits.par_chunks_exact_mut(v).zip(draws).map(one));
             }
         }
-        drawn
+        Ok(drawn)
     }
 
-    fn logits(&self, x_td: &CpuBuf, head: &CpuLinear) -> Vec<f32> {
-        let mut logits = vec![0.0; x_td.len() / head.forward.k * head.forward.n];
-        matmul(self.isa, x_td, &head.forward, None, &mut logits, false, !self.serial);
-        logits
+    fn logits(&self, x_td: &CpuBuf, d: usize, head: Weight<'_, CpuBuf, CpuLinear>) -> Result<Vec<f32>> {
+        let mut logits = vec![0.0; x_td.len() / d * head.layout.forward.n];
+        matmul(self.isa, x_td, &head.layout.forward, None, &mut logits, false, !self.serial);
+        Ok(logits)
     }
 
     fn policy_head(
         &self,
         x_td: &CpuBuf,
         d: usize,
-        head: &CpuLinear,
+        head: Weight<'_, CpuBuf, CpuLinear>,
         targets: &[HeadTarget],
         mut grads: Option<(&mut CpuBuf, &mut CpuBuf)>,
-    ) -> Vec<HeadReport> {
-        let v = head.forward.n;
+    ) -> Result<Vec<HeadReport>> {
+        let v = head.layout.forward.n;
         let mut reports = Vec::with_capacity(targets.len());
         let rows = (4 * HEAD_ROWS).max((1 << 20) / v / HEAD_ROWS * HEAD_ROWS);
         let mut logits = vec![0.0; rows.min(targets.len()) * v];
         let mut scratch = OuterScratch::default();
+        if let Some((dx_td, _)) = &mut grads {
+            dx_td.fill(0.0);
+        }
         for targets in targets.chunks(rows) {
             let x: Vec<f32> = targets.iter().flat_map(|t| &x_td[t.row * d..][..d]).copied().collect();
             let logits = &mut logits[..targets.len() * v];
-            matmul(self.isa, &x, &head.forward, None, logits, false, true);
+            matmul(self.isa, &x, &head.layout.forward, None, logits, false, true);
             let gradient = grads.is_some();
             reports.par_extend(
                 logits.par_chunks_exact_mut(v).zip(targets).map(|(z, t)| head::policy(self.isa, z, t, gradient)),
             );
             if let Some((dx_td, dw_vd)) = &mut grads {
                 let mut dx = vec![0.0; targets.len() * d];
-                let packed = head.backward.as_ref().expect("a trained head is laid out for its backward pass");
+                let packed = head.layout.backward.as_ref().expect("a trained head is laid out for its backward pass");
                 matmul(self.isa, logits, packed, None, &mut dx, false, true);
                 for (target, dx) in targets.iter().zip(dx.chunks_exact(d)) {
-                    dx_td[target.row * d..][..d].iter_mut().zip(dx).for_each(|(a, b)| *a += b);
+                    dx_td[target.row * d..][..d].copy_from_slice(dx);
                 }
                 outer(self.isa, logits, &x, v, d, dw_vd, &mut scratch);
             }
         }
-        reports
+        Ok(reports)
     }
 
-    fn sum_of_squares(&self, buf: &CpuBuf) -> f64 {
-        let blocks: Vec<f64> = buf.par_chunks(BLOCK).map(|b| rows::sum_of_squares(self.isa, b)).collect();
-        blocks.iter().sum()
+    fn reports(&self, reports: Vec<HeadReport>) -> Result<Vec<HeadReport>> {
+        Ok(reports)
     }
 
-    fn adamw(&self, p: &mut CpuBuf, g: &CpuBuf, m: &mut CpuBuf, v: &mut CpuBuf, hyper: &AdamW) {
-        p.par_chunks_mut(BLOCK)
-            .zip(g.par_chunks(BLOCK))
-            .zip(m.par_chunks_mut(BLOCK))
-            .zip(v.par_chunks_mut(BLOCK))
-            .for_each(|(((p, g), m), v)| rows::adamw(self.isa, p, g, m, v, hyper));
+    fn clip(&self, grads: &[CpuBuf], max_norm: f32) -> Result<CpuClip> {
+        let squares = |g: &CpuBuf| {
+            let blocks: Vec<f64> = g.par_chunks(BLOCK).map(|b| rows::sum_of_squares(self.isa, b)).collect();
+            blocks.iter().sum::<f64>()
+        };
+        let norm = self.scope(|| grads.iter().map(squares).sum::<f64>()).sqrt();
+        let max = f64::from(max_norm);
+        let scale = if max > 0.0 && norm > max { (max / (norm + 1e-6)) as f32 } else { 1.0 };
+        Ok(CpuClip { norm, scale })
+    }
+
+    fn norm(&self, clip: &CpuClip) -> Result<f64> {
+        Ok(clip.norm)
+    }
+
+    fn adamw(
+        &self,
+        p: &mut CpuBuf,
+        g: &mut CpuBuf,
+        (m, v): (&mut CpuBuf, &mut CpuBuf),
+        clip: &CpuClip,
+        hyper: &AdamW,
+    ) -> Result<()> {
+        if clip.norm.is_finite() {
+            p.par_chunks_mut(BLOCK)
+                .zip(g.par_chunks(BLOCK))
+                .zip(m.par_chunks_mut(BLOCK))
+                .zip(v.par_chunks_mut(BLOCK))
+                .for_each(|(((p, g), m), v)| rows::adamw(self.isa, p, g, m, v, clip.scale, hyper));
+        }
+        self.clear(g)
     }
 }

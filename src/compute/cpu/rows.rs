@@ -197,18 +197,18 @@ pub fn rope_row_backward(
 
 multiversion! {
     /// One AdamW step of a piece of a parameter.
-    pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], h: &AdamW) = adamw_body
+    pub fn adamw(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], grad_scale: f32, h: &AdamW) = adamw_body
 }
 
 #[inline(always)]
-fn adamw_body(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], h: &AdamW) {
+fn adamw_body(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], grad_scale: f32, h: &AdamW) {
     let step = h.step as f64;
     let correction1 = (1.0 - f64::from(h.beta1).powf(step)) as f32;
     let correction2 = (1.0 - f64::from(h.beta2).powf(step)).sqrt() as f32;
     let rate = h.learning_rate / correction1;
     let keep = 1.0 - h.learning_rate * h.weight_decay;
     for i in 0..p.len() {
-        let g = g[i] * h.grad_scale;
+        let g = g[i] * grad_scale;
         m[i] = h.beta1 * m[i] + (1.0 - h.beta1) * g;
         v[i] = h.beta2 * v[i] + (1.0 - h.beta2) * g * g;
         p[i] = p[i] * keep - rate * m[i] / (v[i].sqrt() / correction2 + h.eps);

@@ -37,6 +37,11 @@ fn as_u32(n: usize) -> u32 {
     u32::try_from(n).expect("sizes of a model and a batch fit 32 bits")
 }
 
+/// Whether there are kernels for such heads.
+pub fn has_heads(heads: Heads) -> bool {
+    matches!(heads.head_dim, 64 | 128) && heads.group() <= MAX_GROUP
+}
+
 /// Checks what all kernels here take for granted.
 fn check_heads(heads: Heads) {
     assert!(matches!(heads.head_dim, 32 | 64 | 128), "heads of 32, 64 or 128, not {}", heads.head_dim);

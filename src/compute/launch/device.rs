@@ -422,6 +422,29 @@ impl Device {
         check(code, "copying on the device")
     }
 
+    /// Copies `len` elements of an array to another place in it; the two do not overlap.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn copy_within<T: Element>(
+        &self,
+        array: &mut ViewMut<'_, T>,
+        from: usize,
+        to: usize,
+        len: usize,
+    ) -> Result<()> {
+        assert!(from.abs_diff(to) >= len, "{len} elements from {from} to {to} overlap");
+        let source = array.as_view().part(from, len).at;
+        let target = array.part(to, len).at;
+        if len == 0 {
+            return Ok(());
+        }
+        self.enter()?;
+        // SAFETY: both ranges lie in the array and do not overlap, as asserted.
+        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, len * size_of::<T>(), self.0.stream) };
+        check(code, "copying on the device")
+    }
+
     /// Sets an array to zero.
     ///
     /// # Errors

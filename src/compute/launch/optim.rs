@@ -153,8 +153,7 @@ fn update_shape(n: usize) -> Shape {
     Shape::new((blocks, 1, 1), UPDATE_THREADS as u32)
 }
 
-/// One AdamW step with f32 moments: the bits of the CPU's. The clip factor is the device's; `hyper.grad_scale` is not
-/// read.
+/// One AdamW step with f32 moments: the bits of the CPU's.
 ///
 /// # Errors
 /// When the launch fails.
