@@ -8,6 +8,8 @@ pub mod exec_request;
 pub mod exec_soak;
 pub mod pretrain;
 pub mod score;
+pub mod selftest;
+pub mod selftest_ops;
 pub mod train;
 
 use crate::cli::args::{Cli, Command};
@@ -23,5 +25,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Score(args)) => score::score(args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(args),
         Some(Command::Exec(args)) => exec::exec(args),
+        Some(Command::Selftest(args)) => selftest::selftest(args),
     }
 }

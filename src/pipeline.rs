@@ -43,9 +43,6 @@ use crate::selfplay::prompt::Format;
 use crate::train::optim::Trainer;
 use crate::weights::model_files::ModelFiles;
 
-/// Sequences at once and thread, where the configuration leaves it open.
-const RUNNING_PER_THREAD: usize = 32;
-
 /// Where a run starts.
 pub enum Start {
     /// From the weights, with seeding.
@@ -84,7 +81,7 @@ pub fn train<B: Backend>(
     let decoder = Decoder::new(backend, model.spec.clone(), &weights, true)?;
     drop(weights);
     let running = match config.rollout.max_running {
-        0 => RUNNING_PER_THREAD * config.num_threads(),
+        0 => decoder.backend().num_running(),
         n => n,
     };
     let limits = Engine::<B>::limits(running, model.spec.max_position_embeddings, config.rollout.kv_tokens);

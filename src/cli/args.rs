@@ -148,6 +148,8 @@ pub enum Command {
     /// Run Python programs in the sandbox: JSON lines in, verdicts out in the same order
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
+    /// Check a device: every operation against the CPU, the same bits twice, drawn log-probabilities that are the trainer's
+    Selftest(SelftestArgs),
     /// Make the embedded model anew: a small decoder, trained on generated programs
     Pretrain(PretrainArgs),
 }
@@ -237,6 +239,17 @@ impl From<ExecProfile> for Profile {
             ExecProfile::Propose => Profile::Propose,
         }
     }
+}
+
+/// Options of `selftest`.
+#[derive(Debug, Args)]
+pub struct SelftestArgs {
+    /// The device
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Small shapes, few rounds
+    #[arg(long)]
+    pub quick: bool,
 }
 
 /// Options of `pretrain`.

@@ -7,8 +7,12 @@ use crate::base::stop::StopFlag;
 use crate::cli::args::{Device, TrainArgs};
 use crate::cli::config::Layers;
 use crate::compute::cpu::backend::CpuBackend;
+use crate::compute::cuda::CudaBackend;
+use crate::compute::launch::device::probe;
+use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::observe::console::Console;
+use crate::pipeline::config::Config;
 use crate::pipeline::{self, Start};
 use crate::weights::model_files::ModelFiles;
 
@@ -22,9 +26,6 @@ const RUNS: &str = "runs";
 /// # Errors
 /// What is wrong with command line, configuration, weights or machine; or that a signal stopped the run.
 pub fn train(args: &TrainArgs) -> Result<()> {
-    if args.device == Device::Cuda {
-        return Err(Error::environment("this build has no CUDA backend yet").with_hint("use --device cpu"));
-    }
     let stop = StopFlag::on_signals()?;
     let resumed = args.resume.as_ref().map(|dir| to_resume(dir.as_deref().or(args.out.as_deref()))).transpose()?;
     let settings = resumed.as_ref().map(|root| root.join(RESOLVED));
@@ -50,20 +51,53 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         None if config.weights.is_empty() => ModelFiles::embedded()?,
         None => ModelFiles::open(Path::new(&config.weights))?,
     };
-    let backend = CpuBackend::new(config.num_threads())?;
-    // Nothing is left behind by a run that cannot start.
-    let dir = RunDir::create(&root)?;
-    publish(&dir.file(RESOLVED), layers.resolved().as_bytes())?;
-    let console = Console::new(config.steps, args.quiet);
-    let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };
-    console.note(&format!(
-        "training {name} on {} CPU threads, {} executors, run directory {}",
-        config.num_threads(),
-        config.num_executors(),
-        root.display()
-    ));
-    let start = last.map_or(Start::Fresh, Start::Checkpoint);
-    pipeline::train(backend, &config, model, &dir, &start, stop, &console)
+    let job = Job { config: &config, model, root: &root, resolved: layers.resolved(), last, quiet: args.quiet };
+    match gpu(args.device)? {
+        Some(gpu) => job.run(gpu, stop),
+        None => job.run(CpuBackend::new(config.num_threads())?, stop),
+    }
+}
+
+/// The GPU, if that is where the model runs.
+///
+/// # Errors
+/// When one is asked for, or is there, but cannot be used.
+pub fn gpu(device: Device) -> Result<Option<CudaBackend>> {
+    match device {
+        Device::Cpu => Ok(None),
+        Device::Cuda => CudaBackend::open().map(Some),
+        Device::Auto if probe().is_err() => Ok(None),
+        Device::Auto => CudaBackend::open().map(Some),
+    }
+}
+
+/// A run that is ready to start on a device.
+struct Job<'a> {
+    config: &'a Config,
+    model: ModelFiles,
+    root: &'a Path,
+    resolved: String,
+    last: Option<PathBuf>,
+    quiet: bool,
+}
+
+impl Job<'_> {
+    fn run<B: Backend>(self, backend: B, stop: StopFlag) -> Result<()> {
+        let Job { config, model, root, resolved, last, quiet } = self;
+        // Nothing is left behind by a run that cannot start.
+        let dir = RunDir::create(root)?;
+        publish(&dir.file(RESOLVED), resolved.as_bytes())?;
+        let console = Console::new(config.steps, quiet);
+        let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };
+        console.note(&format!(
+            "training {name} on {}, {} executors, run directory {}",
+            backend.describe(),
+            config.num_executors(),
+            root.display()
+        ));
+        let start = last.map_or(Start::Fresh, Start::Checkpoint);
+        pipeline::train(backend, config, model, &dir, &start, stop, &console)
+    }
 }
 
 /// The run to go on with: the one named, else the newest of `runs/`.

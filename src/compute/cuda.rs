@@ -28,6 +28,8 @@ use crate::error::{Error, Result};
 
 /// Most elements of the gradient of a chunk of the logits: 512 MiB.
 const MAX_CHUNK: usize = 1 << 28;
+/// Sequences that decode at once: what streaming the weights leaves room for at little cost.
+const NUM_RUNNING: usize = 256;
 /// Columns of a chunk come in multiples of the head's tiles.
 const CHUNK_UNIT: usize = 128;
 
@@ -157,6 +159,15 @@ impl Backend for CudaBackend {
     type Batch = CudaBatch;
     type Reports = CudaReports;
     type Clip = Buf<ClipState>;
+
+    fn describe(&self) -> String {
+        let (major, minor) = self.device.capability();
+        format!("{} (compute capability {major}.{minor})", self.device.name())
+    }
+
+    fn num_running(&self) -> usize {
+        NUM_RUNNING
+    }
 
     fn check(&self, heads: Heads, widths: &[usize]) -> Result<()> {
         let no = |what: String| {

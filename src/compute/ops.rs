@@ -214,6 +214,10 @@ pub trait Backend: Sized + Send + Sync {
     /// Norm and clip factor of a gradient.
     type Clip: Send + Sync;
 
+    /// What the device is, for people.
+    fn describe(&self) -> String;
+    /// How many sequences best decode at once.
+    fn num_running(&self) -> usize;
     /// Whether the device can run a model of these heads and widths (rows of activations, weights).
     fn check(&self, heads: Heads, widths: &[usize]) -> Result<()>;
     /// Runs `f` where this device's operations run (a thread pool, a stream).

@@ -109,6 +109,12 @@ impl Backend for Scripted {
     fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R> {
         parts.iter().map(|p| f(self, p)).collect()
     }
+    fn describe(&self) -> String {
+        self.cpu.describe()
+    }
+    fn num_running(&self) -> usize {
+        self.cpu.num_running()
+    }
     as_cpu! {
         check(heads: Heads, widths: &[usize]) -> ();
         zeros(len: usize) -> Self::Buf;

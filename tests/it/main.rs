@@ -3,6 +3,7 @@
 mod bad_input;
 mod cli;
 mod command;
+mod cuda;
 mod exec;
 mod exec_cases;
 mod exec_command;

@@ -23,6 +23,8 @@ const ROWS: usize = 32;
 const MIN_BLOCK: usize = 4;
 /// Elements per task of elementwise operations; also the block of the gradient norm's sum.
 const BLOCK: usize = 1 << 14;
+/// Sequences that decode at once for each thread.
+const RUNNING_PER_THREAD: usize = 32;
 /// Rows whose logits are held at a time.
 const HEAD_ROWS: usize = 48;
 /// Weights larger than this do not stay in the cache: all threads then share one pass over them.
@@ -178,6 +180,14 @@ impl Backend for CpuBackend {
     type Batch = CpuBatch;
     type Reports = Vec<HeadReport>;
     type Clip = CpuClip;
+
+    fn describe(&self) -> String {
+        format!("{} CPU threads", self.num_threads())
+    }
+
+    fn num_running(&self) -> usize {
+        RUNNING_PER_THREAD * self.num_threads()
+    }
 
     fn check(&self, _: Heads, _: &[usize]) -> Result<()> {
         Ok(())

@@ -39,7 +39,7 @@ fn as_u32(n: usize) -> u32 {
 
 /// Whether there are kernels for such heads.
 pub fn has_heads(heads: Heads) -> bool {
-    matches!(heads.head_dim, 64 | 128) && heads.group() <= MAX_GROUP
+    matches!(heads.head_dim, 32 | 64 | 128) && heads.group() <= MAX_GROUP
 }
 
 /// Checks what all kernels here take for granted.
