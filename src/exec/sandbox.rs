@@ -444,12 +444,23 @@ pub fn kill(pid: i32) {
     unsafe { libc::kill(pid, libc::SIGKILL) };
 }
 
-/// Waits until a descriptor can be read (or its other side is closed); false after the timeout.
+/// Waits until a descriptor can be read (or its other side is closed); false after the timeout. A signal that this
+/// thread handles does not end the wait.
 pub fn wait_readable(fd: &impl AsRawFd, timeout: Duration) -> bool {
-    let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-    let millis = timeout.as_millis().min(i32::MAX as u128) as i32;
-    // SAFETY: one pollfd, and its count is one.
-    unsafe { libc::poll(&mut poll, 1, millis) > 0 }
+    let start = Instant::now();
+    loop {
+        let mut poll = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        let left = timeout.saturating_sub(start.elapsed());
+        let millis = left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
+        // SAFETY: one pollfd, and its count is one.
+        let ready = unsafe { libc::poll(&mut poll, 1, millis) };
+        if ready > 0 {
+            return true;
+        }
+        if ready == 0 || io::Error::last_os_error().kind() != io::ErrorKind::Interrupted {
+            return false;
+        }
+    }
 }
 
 /// The kernel kills this process after so much CPU time.
@@ -714,5 +725,29 @@ mod tests {
             assert_eq!(size_class(block), (class, block), "a block serves its own size");
             last = (class, block);
         }
+    }
+
+    #[test]
+    fn a_signal_does_not_end_a_wait() {
+        let seen = std::sync::Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(libc::SIGUSR1, seen.clone()).expect("a handler");
+        let (reader, mut writer) = io::pipe().expect("a pipe");
+        let (tell, told) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            // SAFETY: asks for the calling thread.
+            tell.send(unsafe { libc::pthread_self() }).expect("the other side listens");
+            wait_readable(&reader, Duration::from_secs(60))
+        });
+        let thread = told.recv().expect("the thread runs");
+        for _ in 0..50 {
+            // SAFETY: the thread has not been joined.
+            unsafe { libc::pthread_kill(thread, libc::SIGUSR1) };
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert!(seen.load(Acquire), "signals arrived");
+        io::Write::write_all(&mut writer, b"x").expect("written");
+        assert!(waiter.join().expect("no panic"), "the wait went on until there was something");
+        let (reader, _writer) = io::pipe().expect("a pipe");
+        assert!(!wait_readable(&reader, Duration::from_millis(1)), "and it ends in time");
     }
 }

@@ -234,7 +234,7 @@ fn the_second_signal_ends_at_once() {
     signal(&child, "INT");
     let output = child.wait_with_output().expect("it ends");
     let code = output.status.code();
-    assert!(code == Some(130) || code == Some(75), "{}", output.status);
+    assert!(code == Some(130) || code == Some(75), "{}\n{}", output.status, stderr(&output));
 }
 
 fn signal(child: &Child, name: &str) {
