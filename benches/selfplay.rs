@@ -108,14 +108,7 @@ fn rollout(c: &mut Criterion, name: &str, spec: &ModelSpec) {
 }
 
 fn training(c: &mut Criterion, name: &str, spec: &ModelSpec) {
-    let config = OptimConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.01,
-        grad_clip: 1.0,
-        micro_batch_tokens: MICRO,
-    };
+    let config = OptimConfig { micro_batch_tokens: MICRO, ..OptimConfig::default() };
     let mut trainer = Trainer::new(decoder(spec, true), config).expect("it fits");
     let weight = 1.0 / (SEQS * (SEQ - 1)) as f32;
     let seqs: Vec<TrainSeq> = (0..SEQS)

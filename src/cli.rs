@@ -1,11 +1,14 @@
 //! The command line's commands.
 
 pub mod args;
+pub mod bench;
+pub mod bench_report;
 pub mod config;
 pub mod exec;
 pub mod exec_bench;
 pub mod exec_request;
 pub mod exec_soak;
+pub mod plan;
 pub mod pretrain;
 pub mod score;
 pub mod selftest;
@@ -25,6 +28,8 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Score(args)) => score::score(args),
         Some(Command::Pretrain(args)) => pretrain::pretrain(args),
         Some(Command::Exec(args)) => exec::exec(args),
+        Some(Command::Bench(args)) => bench::bench(args),
+        Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Selftest(args)) => selftest::selftest(args),
     }
 }

@@ -101,6 +101,7 @@ pub mod exec {
 pub mod model {
     pub mod forward;
     pub mod params;
+    pub mod plan;
 }
 
 /// Floor 5: training.

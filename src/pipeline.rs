@@ -77,16 +77,17 @@ pub fn train<B: Backend>(
     let longest = config.rollout.max_prompt + config.rollout.max_propose.max(config.rollout.max_solve);
     model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
     let rules = step::rules(config, &model, format, &codec);
-    let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-    let decoder = Decoder::new(backend, model.spec.clone(), &weights, true)?;
-    drop(weights);
+    ParamTable::new(&model.spec).check_names(&model.tensors)?;
+    let decoder = Decoder::load(backend, model.spec.clone(), true, |table, i| {
+        table.read(i, |name, shape| model.tensors.read(name, shape))
+    })?;
     let running = match config.rollout.max_running {
         0 => decoder.backend().num_running(),
         n => n,
     };
     let limits = Engine::<B>::limits(running, model.spec.max_position_embeddings, config.rollout.kv_tokens);
     let engine = Engine::new(&decoder, limits, config.seed)?;
-    let mut trainer = Trainer::new(decoder, config.train.optim())?;
+    let mut trainer = Trainer::new(decoder, config.train.optim(config.seed))?;
     let restored = match start {
         Start::Fresh => None,
         Start::Checkpoint(path) => Some(state::load(path, &mut trainer, config.selfplay.buffer_size)?),

@@ -95,12 +95,10 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
     let weights = ParamTable::new(&config.spec).init(&config.spec, config.seed);
     let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, config.spec.clone(), &weights, true)?;
     let optim = OptimConfig {
-        beta1: 0.9,
         beta2: 0.95,
-        eps: 1e-8,
         weight_decay: 0.1,
-        grad_clip: 1.0,
         micro_batch_tokens: config.batch_tokens,
+        ..OptimConfig::default()
     };
     let mut trainer = Trainer::new(decoder, optim)?;
     let num_steps = config.num_tokens.div_ceil(config.batch_tokens as u64).max(1);

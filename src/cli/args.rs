@@ -20,6 +20,15 @@ Exit codes: 0 done, 1 failure, 2 wrong command line, 3 wrong configuration or in
 something, 5 out of memory, 6 the sandbox cannot be enforced, 74 reading or writing failed, 75 stopped by a
 signal and resumable.";
 
+const BENCH_HELP: &str = "\
+Rooflines use two speeds of this machine that are measured first: bytes per second of a large copy (BW) and operations per
+second of a large product (F). A decoding step of B sequences with c keys each takes at least
+  max(2 W / BW, 2 B W / F) + B c 4 L G C / BW + 10 L 1.3 us
+for W weights outside the embedding, L layers, G key/value heads of width C, 2 bytes a number. A trained token takes
+  6 W' + 7 n L H C operations
+in sequences of n tokens, W' being W with the head counted for response tokens only.
+Models that fit a cache can exceed the roofline of memory.";
+
 const EXEC_HELP: &str = "\
 Input, one JSON object per line:
   {\"program\": \"def f(x): return x\", \"calls\": [{\"args\": \"1\", \"expect\": \"1\"}, {\"args\": [\"a\"]}]}
@@ -150,6 +159,11 @@ pub enum Command {
     Exec(ExecArgs),
     /// Check a device: every operation against the CPU, the same bits twice, drawn log-probabilities that are the trainer's
     Selftest(SelftestArgs),
+    /// Measure decoding, training, whole steps and the executor, beside the roofline of this machine
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
+    /// Memory and expected speed of a model on a GPU, computed without either
+    Plan(PlanArgs),
     /// Make the embedded model anew: a small decoder, trained on generated programs
     Pretrain(PretrainArgs),
 }
@@ -239,6 +253,117 @@ impl From<ExecProfile> for Profile {
             ExecProfile::Propose => Profile::Propose,
         }
     }
+}
+
+/// Options of `bench`.
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum, value_name = "PART", default_value_t = BenchPart::All)]
+    pub part: BenchPart,
+    /// A config.json, the folder of one, or 0.5B, 1.5B, 3B or 7B for Qwen2.5; weights are random [default: the embedded one]
+    #[arg(long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// Where the model runs
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Device::Auto)]
+    pub device: Device,
+    /// Compute threads, and executors [default: all cores]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Sequences that decode at once [default: 256, CPU 32]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub batch: Option<usize>,
+    /// Keys of each when decoding begins [default: 2048, CPU 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub context: Option<usize>,
+    /// Decoding steps that are timed
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
+    pub steps: usize,
+    /// Sequences of a training step [default: 16]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub sequences: Option<usize>,
+    /// Tokens of each [default: 2048, CPU 256]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub length: Option<usize>,
+    /// Tokens of a micro-batch [default: 8192]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub micro_batch_tokens: Option<usize>,
+    /// Moments in bf16
+    #[arg(long)]
+    pub bf16_moments: bool,
+    /// Activations computed again
+    #[arg(long)]
+    pub recompute: bool,
+    /// What a step draws and trains [default: paper, CPU short]
+    #[arg(long, value_enum, value_name = "NAME")]
+    pub workload: Option<BenchWorkload>,
+    /// Decode with smaller batches and contexts as well
+    #[arg(long)]
+    pub curves: bool,
+    /// Tiny sizes, to see that everything runs
+    #[arg(long)]
+    pub small: bool,
+    /// Results as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Compare two files of results instead
+    #[arg(long, num_args = 2, value_names = ["OLD", "NEW"])]
+    pub compare: Vec<PathBuf>,
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchPart {
+    /// Decoding steps at a fixed batch and context.
+    Decode,
+    /// Forward, backward and update.
+    Train,
+    /// Drawing and training of a step's samples.
+    Step,
+    /// Programs and verdicts.
+    Executor,
+    /// All of these.
+    All,
+}
+
+/// What a step draws and trains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchWorkload {
+    /// 384 trained samples and 1,536 probes; prompts of 1,000 and responses of 800 tokens on average.
+    Paper,
+    /// 24 and 48; 96 and 64 tokens.
+    Short,
+}
+
+/// Options of `plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// A config.json, the folder of one, or 0.5B, 1.5B, 3B or 7B for Qwen2.5 of that size
+    #[arg(long, value_name = "MODEL")]
+    pub weights: String,
+    /// The GPU: h200, h100, a100, or its memory (141GB)
+    #[arg(long, value_name = "GPU", default_value = "h200")]
+    pub gpu: String,
+    /// Sequences that decode at once
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one())]
+    pub batch: usize,
+    /// Mean tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = at_least_one())]
+    pub prompt: usize,
+    /// Mean tokens of a response
+    #[arg(long, value_name = "N", default_value_t = 800, value_parser = at_least_one())]
+    pub response: usize,
+    /// Tokens of a micro-batch
+    #[arg(long, value_name = "N", default_value_t = 8192, value_parser = at_least_one())]
+    pub micro_batch_tokens: usize,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A number that is not 0, and small enough to compute with.
+fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u32).range(1..=100_000_000).map(|n| n as usize)
 }
 
 /// Options of `selftest`.

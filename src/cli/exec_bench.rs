@@ -100,6 +100,14 @@ pub fn workloads() -> Vec<Workload> {
 /// # Errors
 /// When the executor cannot be had, or gives a wrong verdict.
 pub fn bench(config: &PoolConfig) -> Result<()> {
+    print(&report(config)?)
+}
+
+/// Rates, latencies, scaling, and CPython beside them.
+///
+/// # Errors
+/// As [`bench`].
+pub fn report(config: &PoolConfig) -> Result<Json> {
     let single = Pool::start(&PoolConfig { num_workers: 1, ..config.clone() })?;
     let mut rates = Vec::new();
     let mut one_program = 0.0;
@@ -128,7 +136,7 @@ pub fn bench(config: &PoolConfig) -> Result<()> {
         executors *= 2;
     }
     let peer = cpython(one_program);
-    print(&json!({
+    Ok(json!({
         "cores": cores,
         "layers": "all that strict needs",
         "load_before": load(),

@@ -70,7 +70,7 @@ pub fn score(args: &ScoreArgs) -> Result<()> {
     for (i, item) in items.iter().enumerate() {
         // Weight 0 keeps a token out of the gradient, not out of the report: each is a target of its own.
         let probe: Vec<f32> = item.weights.iter().map(|w| if *w == 0.0 { f32::MIN_POSITIVE } else { *w }).collect();
-        let reports = b.reports(micro_batch(&decoder, &[nll_sequence(&item.tokens, &probe)], &mut grads)?)?;
+        let reports = b.reports(micro_batch(&decoder, &[nll_sequence(&item.tokens, &probe)], &mut grads, false)?)?;
         let logprobs: Vec<Option<f32>> = std::iter::once(None).chain(reports.iter().map(|r| Some(r.logprob))).collect();
         let entropies: Vec<Option<f32>> =
             std::iter::once(None).chain(reports.iter().map(|r| Some(r.entropy))).collect();

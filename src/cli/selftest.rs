@@ -158,14 +158,7 @@ impl<B: Backend + Clone> Selftest<B> {
         }
         let drawn = drawn.expect("two runs");
         let seqs: Vec<TrainSeq> = requests.iter().zip(&drawn).map(|(r, c)| to_train(r, c)).collect();
-        let optim = OptimConfig {
-            beta1: 0.9,
-            beta2: 0.999,
-            eps: 1e-8,
-            weight_decay: 0.01,
-            grad_clip: 1.0,
-            micro_batch_tokens: 150,
-        };
+        let optim = OptimConfig { micro_batch_tokens: 150, ..OptimConfig::default() };
         let mut trainer = Trainer::new(decoder, optim)?;
         let reports = trainer.accumulate(&seqs)?;
         let mut tokens = 0;

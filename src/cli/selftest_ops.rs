@@ -4,7 +4,9 @@
 use half::bf16;
 
 use crate::base::rng::{Purpose, Rng};
-use crate::compute::ops::{AdamW, Angles, Backend, HeadLoss, HeadTarget, Heads, LayerKv, PAGE, Span, Weight};
+use crate::compute::ops::{
+    AdamW, Angles, Backend, HeadLoss, HeadTarget, Heads, LayerKv, MomentPrecision, PAGE, Span, Weight,
+};
 use crate::error::Result;
 
 /// Values that an operation leaves, by name.
@@ -242,21 +244,22 @@ pub fn head<B: Backend>(b: &B, round: Round) -> Result<Values> {
 pub fn updates<B: Backend>(b: &B, round: Round) -> Result<Values> {
     let n = round.width(1) * round.rows(2);
     let mut p = b.param(&round.random(3, n))?;
-    let (mut g, mut m, mut v) = (b.zeros(n)?, b.zeros(n)?, b.zeros(n)?);
+    let (mut g, mut moments) = (b.zeros(n)?, b.moments(n, MomentPrecision::F32)?);
     let mut norms = Vec::new();
     for step in 1..=3 {
         b.write(&mut g, &round.random(3 + step as u32, n))?;
         let clip = b.clip(std::slice::from_ref(&g), 1.0)?;
-        let hyper = AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step };
-        b.adamw(&mut p, &mut g, (&mut m, &mut v), &clip, &hyper)?;
+        let (learning_rate, beta1, beta2, eps, weight_decay) = (1e-2, 0.9, 0.99, 1e-8, 0.1);
+        let hyper = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step, seed: 1, parameter: 0 };
+        b.adamw(&mut p, &mut g, &mut moments, &clip, &hyper)?;
         norms.push(b.norm(&clip)? as f32);
     }
-    let master = b.master(&p)?;
+    let (master, [m, v]) = (b.master(&p)?, b.read_moments(&moments)?);
     Ok(vec![
         ("norm", norms),
         ("weights", master),
-        ("m", b.download(&m)?),
-        ("v", b.download(&v)?),
+        ("m", m),
+        ("v", v),
         ("g + 1", b.download(&g)?.iter().map(|g| g + 1.0).collect()),
     ])
 }

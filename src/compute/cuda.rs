@@ -18,11 +18,12 @@ use crate::compute::launch::head::{
     head_logits, head_policy,
 };
 use crate::compute::launch::optim::{
-    ClipState, Parameter, adamw_f32, clip_factor, join_master, norm_blocks, norm_partials, split_master,
+    ClipState, Parameter, Rounding, adamw_bf16, adamw_f32, clip_factor, join_master, norm_blocks, norm_partials,
+    split_master,
 };
 use crate::compute::launch::{gemm, rows};
 use crate::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, Norms, Span, Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Span, Weight,
 };
 use crate::error::{Error, Result};
 
@@ -43,6 +44,14 @@ pub struct CudaBackend {
 pub struct CudaParam {
     weight: Buf<bf16>,
     tail: Buf<u16>,
+}
+
+/// Both moments of a parameter.
+pub enum CudaMoments {
+    /// In 8 bytes.
+    F32([Buf<f32>; 2]),
+    /// In 4 bytes.
+    Bf16([Buf<bf16>; 2]),
 }
 
 /// Rows and columns of a weight; kernels take it as it lies.
@@ -154,6 +163,7 @@ impl Backend for CudaBackend {
     type Buf = Buf<f32>;
     type Act = Buf<bf16>;
     type Param = CudaParam;
+    type Moments = CudaMoments;
     type Linear = CudaLinear;
     type Kv = CudaKv;
     type Batch = CudaBatch;
@@ -196,6 +206,10 @@ impl Backend for CudaBackend {
 
     fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R> {
         parts.iter().map(|part| f(self, part)).collect()
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.device.synchronize()
     }
 
     fn zeros(&self, len: usize) -> Result<Buf<f32>> {
@@ -587,6 +601,30 @@ impl Backend for CudaBackend {
         Ok(self.device.download(&reports.0.view())?.into_iter().map(HeadReport::from).collect())
     }
 
+    fn moments(&self, len: usize, precision: MomentPrecision) -> Result<CudaMoments> {
+        Ok(match precision {
+            MomentPrecision::F32 => CudaMoments::F32([self.device.zeros(len)?, self.device.zeros(len)?]),
+            MomentPrecision::Bf16 => CudaMoments::Bf16([self.device.zeros(len)?, self.device.zeros(len)?]),
+        })
+    }
+
+    fn read_moments(&self, moments: &CudaMoments) -> Result<[Vec<f32>; 2]> {
+        Ok(match moments {
+            CudaMoments::F32([m, v]) => [self.download(m)?, self.download(v)?],
+            CudaMoments::Bf16([m, v]) => [self.values(m)?, self.values(v)?],
+        })
+    }
+
+    fn write_moments(&self, moments: &mut CudaMoments, values: [&[f32]; 2]) -> Result<()> {
+        match moments {
+            CudaMoments::F32(moments) => moments.iter_mut().zip(values).try_for_each(|(m, v)| self.write(m, v)),
+            CudaMoments::Bf16(moments) => moments.iter_mut().zip(values).try_for_each(|(m, v)| {
+                let values: Vec<bf16> = v.iter().copied().map(bf16::from_f32).collect();
+                self.device.write(&mut m.view_mut(), &values)
+            }),
+        }
+    }
+
     fn clip(&self, grads: &[Buf<f32>], max_norm: f32) -> Result<Buf<ClipState>> {
         let counts = grads.iter().map(|g| norm_blocks(g.len()));
         let mut partial = self.device.alloc::<f64>(counts.clone().sum())?;
@@ -608,12 +646,22 @@ impl Backend for CudaBackend {
         &self,
         p: &mut CudaParam,
         g: &mut Buf<f32>,
-        (m, v): (&mut Buf<f32>, &mut Buf<f32>),
+        moments: &mut CudaMoments,
         clip: &Buf<ClipState>,
         hyper: &AdamW,
     ) -> Result<()> {
         let mut parameter = Parameter { weight: p.weight.view_mut(), tail: p.tail.view_mut(), grad: g.view_mut() };
-        let moments = (&mut m.view_mut(), &mut v.view_mut());
-        adamw_f32(&self.device, &mut parameter, moments, &clip.view(), hyper)
+        let clip = clip.view();
+        match moments {
+            CudaMoments::F32([m, v]) => {
+                let moments = (&mut m.view_mut(), &mut v.view_mut());
+                adamw_f32(&self.device, &mut parameter, moments, &clip, hyper)
+            }
+            CudaMoments::Bf16([m, v]) => {
+                let moments = (&mut m.view_mut(), &mut v.view_mut());
+                let rounding = Rounding { seed: hyper.seed, parameter: hyper.parameter };
+                adamw_bf16(&self.device, &mut parameter, moments, &clip, hyper, rounding)
+            }
+        }
     }
 }

@@ -6,6 +6,8 @@
 //! Bit rule: a row's result never depends on the other rows, on the number of threads or on the instruction set.
 //! Sums over tokens (weight gradients) run in token order.
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::Result;
 
 /// Tokens of one KV page.
@@ -37,6 +39,16 @@ impl Heads {
     pub fn scale(self) -> f32 {
         (1.0 / (self.head_dim as f64).sqrt()) as f32
     }
+}
+
+/// How AdamW's moments are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MomentPrecision {
+    /// 4 bytes each.
+    F32,
+    /// 2 bytes each, rounded by chance. GPU only.
+    Bf16,
 }
 
 /// How the next token of a sequence is drawn.
@@ -142,6 +154,10 @@ pub struct AdamW {
     pub weight_decay: f32,
     /// Number of the step, from 1.
     pub step: u64,
+    /// Seed of the noise that rounds bf16 moments.
+    pub seed: u64,
+    /// Number of the parameter, for that noise.
+    pub parameter: u32,
 }
 
 /// A weight with its layout for products.
@@ -203,6 +219,8 @@ pub trait Backend: Sized + Send + Sync {
     type Act: Send + Sync;
     /// A weight with its f32 master.
     type Param: Send + Sync;
+    /// Both moments of a parameter.
+    type Moments: Send + Sync;
     /// A weight `[N][K]` laid out for products.
     type Linear: Send + Sync;
     /// Keys and values of all layers, in pages.
@@ -227,6 +245,8 @@ pub trait Backend: Sized + Send + Sync {
     /// Runs one closure per part, each with a device of its own.
     fn split<T: Sync, R: Send>(&self, parts: &[T], f: impl Fn(&Self, &T) -> R + Sync + Send) -> Vec<R>;
 
+    /// Waits for everything that was asked for.
+    fn finish(&self) -> Result<()>;
     /// Array of zeros.
     fn zeros(&self, len: usize) -> Result<Self::Buf>;
     /// Array of any values, for an operation that writes all of it.
@@ -402,6 +422,12 @@ pub trait Backend: Sized + Send + Sync {
     /// The reports themselves.
     fn reports(&self, reports: Self::Reports) -> Result<Vec<HeadReport>>;
 
+    /// Moments of `len` zeros.
+    fn moments(&self, len: usize, precision: MomentPrecision) -> Result<Self::Moments>;
+    /// Values of the first and of the second moments.
+    fn read_moments(&self, moments: &Self::Moments) -> Result<[Vec<f32>; 2]>;
+    /// Overwrites the first and the second moments with values that were read.
+    fn write_moments(&self, moments: &mut Self::Moments, values: [&[f32]; 2]) -> Result<()>;
     /// Global norm of gradients, and the factor that brings it down to `max_norm` (0: none). Sums are in f64 over fixed
     /// blocks.
     fn clip(&self, grads: &[Self::Buf], max_norm: f32) -> Result<Self::Clip>;
@@ -413,7 +439,7 @@ pub trait Backend: Sized + Send + Sync {
         &self,
         p: &mut Self::Param,
         g: &mut Self::Buf,
-        moments: (&mut Self::Buf, &mut Self::Buf),
+        moments: &mut Self::Moments,
         clip: &Self::Clip,
         hyper: &AdamW,
     ) -> Result<()>;

@@ -76,12 +76,29 @@ impl<B: Backend> Decoder<B> {
     /// A decoder with these weights (in the table's order). A trainable one also lays its weights out for gradients.
     ///
     /// # Errors
-    /// When the device cannot run such a model, or it does not fit.
+    /// As [`Decoder::load`].
     pub fn new(backend: B, spec: ModelSpec, weights: &[Vec<f32>], trainable: bool) -> Result<Self> {
+        Self::load(backend, spec, trainable, |_, i| Ok(weights[i].clone()))
+    }
+
+    /// A decoder whose weights come from a source, tensor after tensor of the table, so that the host holds one at a time.
+    ///
+    /// # Errors
+    /// What the source reports; when the device cannot run such a model, or it does not fit.
+    pub fn load(
+        backend: B,
+        spec: ModelSpec,
+        trainable: bool,
+        mut source: impl FnMut(&ParamTable, usize) -> Result<Vec<f32>>,
+    ) -> Result<Self> {
         backend.check(heads(&spec), &[spec.hidden_size, spec.intermediate_size, spec.vocab_size])?;
         let table = ParamTable::new(&spec);
-        assert_eq!(weights.len(), table.tensors.len(), "one array per tensor of the table");
-        let params: Vec<B::Param> = weights.iter().map(|w| backend.param(w)).collect::<Result<_>>()?;
+        let param = |i: usize| {
+            let values = source(&table, i)?;
+            assert_eq!(values.len(), table.tensors[i].len(), "values of tensor {i}");
+            backend.param(&values)
+        };
+        let params: Vec<B::Param> = (0..table.tensors.len()).map(param).collect::<Result<_>>()?;
         let linear = |i: usize| backend.linear(&params[i], table.tensors[i].rows, table.tensors[i].cols, trainable);
         let layer = |l: &LayerIndex| {
             Ok(LayerLinears {

@@ -168,25 +168,20 @@ impl ParamTable {
         self.tensors.iter().enumerate().flat_map(|(i, t)| t.parts.iter().map(move |p| (i, p)))
     }
 
-    /// Values of all tensors from a source of parts.
+    /// Values of tensor `i` from a source of parts.
     ///
     /// # Errors
     /// What the source reports.
-    pub fn read(&self, mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>) -> Result<Vec<Vec<f32>>> {
-        self.tensors
-            .iter()
-            .map(|tensor| {
-                let mut values = Vec::new();
-                for part in &tensor.parts {
-                    let read = source(&part.name, &part.shape)?;
-                    assert_eq!(read.len(), part.len(), "the source gives {} in its shape", part.name);
-                    // Only now: before its first part is there, a tensor may be as large as config.json claims.
-                    values.reserve_exact(tensor.len() - values.len());
-                    values.extend(read);
-                }
-                Ok(values)
-            })
-            .collect()
+    pub fn read(&self, i: usize, mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>) -> Result<Vec<f32>> {
+        let (tensor, mut values) = (&self.tensors[i], Vec::new());
+        for part in &tensor.parts {
+            let read = source(&part.name, &part.shape)?;
+            assert_eq!(read.len(), part.len(), "the source gives {} in its shape", part.name);
+            // Only now: before its first part is there, a tensor may be as large as config.json claims.
+            values.reserve_exact(tensor.len() - values.len());
+            values.extend(read);
+        }
+        Ok(values)
     }
 
     /// Values of all tensors from a model's files.
@@ -194,6 +189,15 @@ impl ParamTable {
     /// # Errors
     /// When a tensor is missing, misshapen or unknown.
     pub fn load(&self, files: &TensorFiles) -> Result<Vec<Vec<f32>>> {
+        self.check_names(files)?;
+        (0..self.tensors.len()).map(|i| self.read(i, |name, shape| files.read(name, shape))).collect()
+    }
+
+    /// Refuses files with tensors that the table does not have.
+    ///
+    /// # Errors
+    /// When there is one.
+    pub fn check_names(&self, files: &TensorFiles) -> Result<()> {
         let known: BTreeSet<&str> = self.parts().map(|(_, p)| p.name.as_str()).collect();
         // A tied head may be stored once more, and old files hold the rotary frequencies.
         let harmless = |n: &str| n == "lm_head.weight" && self.head == self.embed || n.ends_with("rotary_emb.inv_freq");
@@ -202,7 +206,7 @@ impl ParamTable {
                 "adapters and other architectures cannot be loaded; merge adapters into the weights first",
             ));
         }
-        self.read(|name, shape| files.read(name, shape))
+        Ok(())
     }
 
     /// Fresh weights: norms 1, biases 0, embeddings N(0, 0.02), projections N(0, 0.49 / fan-in), those that write to the

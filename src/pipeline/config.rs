@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
 use crate::selfplay::config::SelfPlayConfig;
@@ -77,6 +78,10 @@ pub struct TrainConfig {
     pub loss_aggregation: LossAggregation,
     /// Tokens of one forward and backward pass.
     pub micro_batch_tokens: usize,
+    /// AdamW: how moments are kept. bf16 saves 4 bytes a parameter.
+    pub moments: MomentPrecision,
+    /// Whether activations are computed again for the backward pass: less memory, a third more work, the same bits.
+    pub recompute: bool,
 }
 
 impl Default for TrainConfig {
@@ -93,13 +98,15 @@ impl Default for TrainConfig {
             entropy_coef: 0.001,
             loss_aggregation: LossAggregation::TokenMean,
             micro_batch_tokens: 8192,
+            moments: MomentPrecision::F32,
+            recompute: false,
         }
     }
 }
 
 impl TrainConfig {
-    /// Constants of the optimiser.
-    pub fn optim(&self) -> OptimConfig {
+    /// Constants of the optimiser, and the run's seed.
+    pub fn optim(&self, seed: u64) -> OptimConfig {
         OptimConfig {
             beta1: self.beta1 as f32,
             beta2: self.beta2 as f32,
@@ -107,6 +114,9 @@ impl TrainConfig {
             weight_decay: self.weight_decay as f32,
             grad_clip: self.grad_clip as f32,
             micro_batch_tokens: self.micro_batch_tokens,
+            moments: self.moments,
+            recompute: self.recompute,
+            seed,
         }
     }
 }
@@ -280,6 +290,7 @@ impl Config {
     }
 }
 
-fn cores() -> usize {
+/// Cores of this machine.
+pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }

@@ -101,6 +101,7 @@ impl<B: Backend> Run<B> {
             return Err(Error::config(format!("step {step} has no sample to train on"))
                 .with_hint("the model's context is too short for the prompts, or rollout.max_prompt is"));
         }
+        self.engine.rest();
         let rollout_end = Instant::now();
         let stats = update(&mut self.trainer, &samples, &self.config.train, self.config.rollout.temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();

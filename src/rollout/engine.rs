@@ -9,7 +9,8 @@ use crate::rollout::scheduler::{Limits, Scheduler};
 /// Continuous batching on a device.
 pub struct Engine<B: Backend> {
     scheduler: Scheduler,
-    kv: B::Kv,
+    kv: Option<B::Kv>,
+    num_pages: usize,
     seed: u64,
 }
 
@@ -19,7 +20,9 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// When the KV cache does not fit.
     pub fn new(decoder: &Decoder<B>, limits: Limits, seed: u64) -> Result<Self> {
-        Ok(Engine { scheduler: Scheduler::new(limits), kv: decoder.new_kv(limits.num_pages)?, seed })
+        // Room is taken at once, so that what does not fit is known before any work.
+        let kv = Some(decoder.new_kv(limits.num_pages)?);
+        Ok(Engine { scheduler: Scheduler::new(limits), kv, num_pages: limits.num_pages, seed })
     }
 
     /// Limits for sequences of at most `max_tokens`: `max_running` at once, in the pages that these can need.
@@ -47,14 +50,25 @@ impl<B: Backend> Engine<B> {
         self.scheduler.clear();
     }
 
+    /// Gives an idle engine's memory back, for training to use, until the next step.
+    pub fn rest(&mut self) {
+        if self.is_idle() {
+            self.kv = None;
+        }
+    }
+
     /// One forward pass over the batch. Returns the samples that ended.
     ///
     /// # Errors
     /// When a token or position does not fit the model.
     pub fn step(&mut self, decoder: &Decoder<B>) -> Result<Vec<Completion>> {
         let plan = self.scheduler.plan();
+        let kv = match &mut self.kv {
+            Some(kv) => kv,
+            none => none.insert(decoder.new_kv(self.num_pages)?),
+        };
         for (from, to) in &plan.copies {
-            decoder.copy_page(&mut self.kv, *from, *to)?;
+            decoder.copy_page(kv, *from, *to)?;
         }
         let rows: Vec<SeqRows<'_>> = plan
             .rows
@@ -64,7 +78,7 @@ impl<B: Backend> Engine<B> {
                 SeqRows { tokens, pos0, pages, draw }
             })
             .collect();
-        let drawn = decoder.step(&mut self.kv, &rows, self.seed)?;
+        let drawn = decoder.step(kv, &rows, self.seed)?;
         Ok(self.scheduler.apply(&plan, &drawn))
     }
 

@@ -6,11 +6,17 @@ use crate::model::forward::{Decoder, LayerActs, SeqRows};
 use crate::train::loss::TrainSeq;
 
 /// Forward and backward of one micro-batch; gradients are added to `grads` (in the table's order). Returns the reports of
-/// all targets, sequence after sequence, which may still be on their way.
+/// all targets, sequence after sequence, which may still be on their way. With `recompute` only each layer's input is
+/// kept, and its forward pass runs again, to the same bits.
 ///
 /// # Errors
 /// When a sequence does not fit the model, or its activations do not fit the memory.
-pub fn micro_batch<B: Backend>(decoder: &Decoder<B>, seqs: &[TrainSeq], grads: &mut [B::Buf]) -> Result<B::Reports> {
+pub fn micro_batch<B: Backend>(
+    decoder: &Decoder<B>,
+    seqs: &[TrainSeq],
+    grads: &mut [B::Buf],
+    recompute: bool,
+) -> Result<B::Reports> {
     let mut pages: Vec<Vec<u32>> = Vec::with_capacity(seqs.len());
     let mut num_pages = 0u32;
     for seq in seqs {
@@ -36,7 +42,7 @@ pub fn micro_batch<B: Backend>(decoder: &Decoder<B>, seqs: &[TrainSeq], grads: &
     let b = decoder.backend();
     b.scope(|| {
         let batch = b.batch(decoder.heads(), &tokens, &spans)?;
-        Pass { decoder, kv: &kv, batch: &batch, t: tokens.len() }.run(&targets, grads)
+        Pass { decoder, kv: &kv, batch: &batch, t: tokens.len(), recompute }.run(&targets, grads)
     })
 }
 
@@ -45,6 +51,7 @@ struct Pass<'a, B: Backend> {
     kv: &'a B::Kv,
     batch: &'a B::Batch,
     t: usize,
+    recompute: bool,
 }
 
 impl<B: Backend> Pass<'_, B> {
@@ -52,13 +59,13 @@ impl<B: Backend> Pass<'_, B> {
         let (decoder, b, t) = (self.decoder, self.decoder.backend(), self.t);
         let (table, d) = (decoder.table(), decoder.spec().hidden_size);
         let mut x = b.embed(self.batch, &decoder.params[table.embed], d)?;
-        let mut kept: Vec<(B::Act, LayerActs<B>)> = Vec::with_capacity(table.layers.len());
+        let mut kept: Vec<(B::Act, Option<LayerActs<B>>)> = Vec::with_capacity(table.layers.len());
         for l in 0..table.layers.len() {
             let mut input = b.act(t * d)?;
             b.copy(&mut input, &x)?;
             let mut acts = decoder.layer_acts(b, t, true)?;
             decoder.layer_forward(b, l, &mut x, &mut acts, self.kv, self.batch, t)?;
-            kept.push((input, acts));
+            kept.push((input, (!self.recompute).then_some(acts)));
         }
         let (mut hidden, mut rstd) = (b.act(t * d)?, b.scratch(t)?);
         let norm = &decoder.params[table.norm];
@@ -69,11 +76,25 @@ impl<B: Backend> Pass<'_, B> {
         let mut dx = b.act(t * d)?;
         b.clear_act(&mut dx)?;
         b.rmsnorm_backward(&x, norm, &rstd, &d_hidden, &mut dx, &mut grads[table.norm])?;
-        for (l, (input, acts)) in kept.iter().enumerate().rev() {
-            self.layer(l, input, acts, &mut dx, grads)?;
+        for (l, (input, acts)) in kept.into_iter().enumerate().rev() {
+            let acts = match acts {
+                Some(acts) => acts,
+                None => self.again(l, &input)?,
+            };
+            self.layer(l, &input, &acts, &mut dx, grads)?;
         }
         b.embed_backward(self.batch, &dx, d, &mut grads[table.embed])?;
         Ok(reports)
+    }
+
+    /// Activations of layer `l`, computed once more.
+    fn again(&self, l: usize, input: &B::Act) -> Result<LayerActs<B>> {
+        let b = self.decoder.backend();
+        let mut x = b.act(self.t * self.decoder.spec().hidden_size)?;
+        b.copy(&mut x, input)?;
+        let mut acts = self.decoder.layer_acts(b, self.t, true)?;
+        self.decoder.layer_forward(b, l, &mut x, &mut acts, self.kv, self.batch, self.t)?;
+        Ok(acts)
     }
 
     /// Turns the gradient of layer `l`'s output stream into that of its input stream, in place.

@@ -1,9 +1,8 @@
 //! The trainer: gradient accumulation, clipping, AdamW, and the state that a resumed run needs.
 
-use crate::compute::ops::{AdamW, Backend, HeadReport};
+use crate::compute::ops::{AdamW, Backend, HeadReport, MomentPrecision};
 use crate::error::{Error, Result};
 use crate::model::forward::Decoder;
-use crate::model::params::TensorInfo;
 use crate::train::backward::micro_batch;
 use crate::train::loss::TrainSeq;
 use crate::train::pack::micro_batches;
@@ -23,6 +22,28 @@ pub struct OptimConfig {
     pub grad_clip: f32,
     /// Tokens of one micro-batch.
     pub micro_batch_tokens: usize,
+    /// How moments are kept.
+    pub moments: MomentPrecision,
+    /// Whether a layer's activations are computed again for its backward pass, instead of being kept.
+    pub recompute: bool,
+    /// Seed of the noise that rounds bf16 moments.
+    pub seed: u64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        OptimConfig {
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            weight_decay: 0.01,
+            grad_clip: 1.0,
+            micro_batch_tokens: 8192,
+            moments: MomentPrecision::F32,
+            recompute: false,
+            seed: 1,
+        }
+    }
 }
 
 /// A tensor of a checkpoint: name, shape, values.
@@ -33,8 +54,7 @@ pub struct Trainer<B: Backend> {
     decoder: Decoder<B>,
     config: OptimConfig,
     grads: Vec<B::Buf>,
-    first_moments: Vec<B::Buf>,
-    second_moments: Vec<B::Buf>,
+    moments: Vec<B::Moments>,
     step: u64,
 }
 
@@ -44,10 +64,10 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When gradients and moments do not fit.
     pub fn new(decoder: Decoder<B>, config: OptimConfig) -> Result<Self> {
-        let zero = |t: &TensorInfo| decoder.backend().zeros(t.len());
-        let zeros = || decoder.table().tensors.iter().map(zero).collect::<Result<Vec<_>>>();
-        let (grads, first_moments, second_moments) = (zeros()?, zeros()?, zeros()?);
-        Ok(Trainer { decoder, config, grads, first_moments, second_moments, step: 0 })
+        let (b, tensors) = (decoder.backend(), &decoder.table().tensors);
+        let grads = tensors.iter().map(|t| b.zeros(t.len())).collect::<Result<_>>()?;
+        let moments = tensors.iter().map(|t| b.moments(t.len(), config.moments)).collect::<Result<_>>()?;
+        Ok(Trainer { decoder, config, grads, moments, step: 0 })
     }
 
     /// The model.
@@ -68,7 +88,7 @@ impl<B: Backend> Trainer<B> {
         // Reports are waited for only when all work has been handed to the device.
         let mut pending = Vec::new();
         for run in micro_batches(seqs, self.config.micro_batch_tokens) {
-            pending.push((run, micro_batch(&self.decoder, run, &mut self.grads)?));
+            pending.push((run, micro_batch(&self.decoder, run, &mut self.grads, self.config.recompute)?));
         }
         let mut reports = Vec::with_capacity(seqs.len());
         for (run, flat) in pending {
@@ -84,7 +104,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the gradient norm is not finite, or the device fails.
     pub fn update(&mut self, learning_rate: f32) -> Result<f64> {
-        let Trainer { decoder, config, grads, first_moments, second_moments, step } = self;
+        let Trainer { decoder, config, grads, moments, step } = self;
         let hyper = AdamW {
             learning_rate,
             beta1: config.beta1,
@@ -92,11 +112,14 @@ impl<B: Backend> Trainer<B> {
             eps: config.eps,
             weight_decay: config.weight_decay,
             step: *step + 1,
+            seed: config.seed,
+            parameter: 0,
         };
         let clip = decoder.backend().clip(grads, config.grad_clip)?;
         decoder.update(|b, params| {
             for (i, p) in params.iter_mut().enumerate() {
-                b.adamw(p, &mut grads[i], (&mut first_moments[i], &mut second_moments[i]), &clip, &hyper)?;
+                let hyper = AdamW { parameter: i as u32, ..hyper };
+                b.adamw(p, &mut grads[i], &mut moments[i], &clip, &hyper)?;
             }
             Ok(())
         })?;
@@ -143,8 +166,11 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the device fails.
     pub fn moments(&self) -> Result<Vec<Named>> {
-        let mut named = self.by_name("m.", &self.first_moments, B::download)?;
-        named.extend(self.by_name("v.", &self.second_moments, B::download)?);
+        let mut named = Vec::new();
+        for (i, prefix) in ["m.", "v."].into_iter().enumerate() {
+            let moment = |b: &B, moments: &B::Moments| Ok(std::mem::take(&mut b.read_moments(moments)?[i]));
+            named.extend(self.by_name(prefix, &self.moments, moment)?);
+        }
         Ok(named)
     }
 
@@ -153,11 +179,11 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// What the source reports of a missing or misshapen tensor.
     pub fn restore(&mut self, step: u64, mut source: impl FnMut(&str, &[usize]) -> Result<Vec<f32>>) -> Result<()> {
-        for (prefix, state) in [("m.", &mut self.first_moments), ("v.", &mut self.second_moments)] {
-            let values = self.decoder.table().read(|name, shape| source(&format!("{prefix}{name}"), shape))?;
-            for (buf, values) in state.iter_mut().zip(values) {
-                self.decoder.backend().write(buf, &values)?;
-            }
+        for (i, moments) in self.moments.iter_mut().enumerate() {
+            let table = self.decoder.table();
+            let mut read = |prefix| table.read(i, |name, shape| source(&format!("{prefix}{name}"), shape));
+            let (m, v) = (read("m.")?, read("v.")?);
+            self.decoder.backend().write_moments(moments, [&m, &v])?;
         }
         self.step = step;
         Ok(())

@@ -57,8 +57,7 @@ fn trainer(spec: &ModelSpec, weights: &[Vec<f32>], threads: usize, isa: Isa) -> 
 }
 
 fn trainer_on<B: Backend>(backend: B, spec: &ModelSpec, weights: &[Vec<f32>]) -> Trainer<B> {
-    let config =
-        OptimConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01, grad_clip: 1.0, micro_batch_tokens: 50 };
+    let config = OptimConfig { micro_batch_tokens: 50, ..OptimConfig::default() };
     let decoder = Decoder::new(backend, spec.clone(), weights, true).expect("it fits");
     Trainer::new(decoder, config).expect("it fits")
 }

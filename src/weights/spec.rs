@@ -61,6 +61,32 @@ pub struct ModelSpec {
     pub max_position_embeddings: usize,
 }
 
+/// Shape of a Qwen2.5 model by its size: 0.5B, 1.5B, 3B or 7B.
+pub fn qwen25(size: &str) -> Option<ModelSpec> {
+    let (hidden_size, intermediate_size, num_layers, num_heads, num_kv_heads, vocab_size) = match size {
+        "0.5B" => (896, 4864, 24, 14, 2, 151_936),
+        "1.5B" => (1536, 8960, 28, 12, 2, 151_936),
+        "3B" => (2048, 11_008, 36, 16, 2, 151_936),
+        "7B" => (3584, 18_944, 28, 28, 4, 152_064),
+        _ => return None,
+    };
+    Some(ModelSpec {
+        family: Family::Qwen2,
+        vocab_size,
+        hidden_size,
+        intermediate_size,
+        num_layers,
+        num_heads,
+        num_kv_heads,
+        head_dim: hidden_size / num_heads,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e6,
+        rope_scaling: None,
+        tie_word_embeddings: size != "7B",
+        max_position_embeddings: 32_768,
+    })
+}
+
 /// Most parameters: ten times the largest decoders of today. More is a damaged file, and products must not overflow.
 const MAX_PARAMS: f64 = 1e13;
 

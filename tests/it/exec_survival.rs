@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use azr::base::stop::StopFlag;
 use azr::compute::cpu::backend::CpuBackend;
 use azr::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, Norms, Span, Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Span, Weight,
 };
 use azr::exec::pool::Pool;
 use azr::model::forward::Decoder;
@@ -94,6 +94,7 @@ impl Backend for Scripted {
     type Buf = <CpuBackend as Backend>::Buf;
     type Act = <CpuBackend as Backend>::Act;
     type Param = <CpuBackend as Backend>::Param;
+    type Moments = <CpuBackend as Backend>::Moments;
     type Linear = <CpuBackend as Backend>::Linear;
     type Kv = <CpuBackend as Backend>::Kv;
     type Batch = <CpuBackend as Backend>::Batch;
@@ -117,6 +118,7 @@ impl Backend for Scripted {
     }
     as_cpu! {
         check(heads: Heads, widths: &[usize]) -> ();
+        finish() -> ();
         zeros(len: usize) -> Self::Buf;
         scratch(len: usize) -> Self::Buf;
         write(buf: &mut Self::Buf, values: &[f32]) -> ();
@@ -160,7 +162,10 @@ impl Backend for Scripted {
         reports(reports: Self::Reports) -> Vec<HeadReport>;
         clip(grads: &[Self::Buf], max_norm: f32) -> Self::Clip;
         norm(clip: &Self::Clip) -> f64;
-        adamw(p: &mut Self::Param, g: &mut Self::Buf, moments: (&mut Self::Buf, &mut Self::Buf), clip: &Self::Clip,
+        moments(len: usize, precision: MomentPrecision) -> Self::Moments;
+        read_moments(moments: &Self::Moments) -> [Vec<f32>; 2];
+        write_moments(moments: &mut Self::Moments, values: [&[f32]; 2]) -> ();
+        adamw(p: &mut Self::Param, g: &mut Self::Buf, moments: &mut Self::Moments, clip: &Self::Clip,
             hyper: &AdamW) -> ();
     }
     fn draw(
@@ -276,7 +281,7 @@ fn run() -> Run<Scripted> {
         buffers.push(Arc::new(Task::identity(kind)));
     }
     Run {
-        trainer: Trainer::new(decoder, config.train.optim()).expect("it fits"),
+        trainer: Trainer::new(decoder, config.train.optim(1)).expect("it fits"),
         engine,
         pool: Pool::start(&pool).expect("the pool starts"),
         codec,

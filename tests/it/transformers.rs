@@ -234,6 +234,7 @@ fn one_adamw_step_agrees() {
             grad_clip: clip,
             // Several micro-batches.
             micro_batch_tokens: 40,
+            ..OptimConfig::default()
         };
         let files = ModelFiles::open(&fixture::folder(model)).expect("the fixture is whole");
         let weights = ParamTable::new(&files.spec).load(&files.tensors).expect("the fixture is whole");

@@ -13,7 +13,8 @@ use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
 use crate::compute::cpu::rows::{self, multiversion};
 use crate::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, Norms, PAGE, Span, Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, PAGE, Span,
+    Weight,
 };
 use crate::error::{Error, Result};
 
@@ -175,6 +176,7 @@ impl Backend for CpuBackend {
     type Buf = CpuBuf;
     type Act = CpuBuf;
     type Param = CpuBuf;
+    type Moments = [CpuBuf; 2];
     type Linear = CpuLinear;
     type Kv = CpuKv;
     type Batch = CpuBatch;
@@ -207,6 +209,10 @@ impl Backend for CpuBackend {
         }
         let serial = CpuBackend { serial: true, ..self.clone() };
         self.pool.install(|| parts.par_iter().with_max_len(1).map(|part| f(&serial, part)).collect())
+    }
+
+    fn finish(&self) -> Result<()> {
+        Ok(())
     }
 
     fn zeros(&self, len: usize) -> Result<CpuBuf> {
@@ -666,6 +672,24 @@ impl Backend for CpuBackend {
         Ok(reports)
     }
 
+    fn moments(&self, len: usize, precision: MomentPrecision) -> Result<[CpuBuf; 2]> {
+        match precision {
+            MomentPrecision::F32 => Ok([self.zeros(len)?, self.zeros(len)?]),
+            MomentPrecision::Bf16 => {
+                Err(Error::config("the CPU keeps moments in f32").with_hint("set train.moments=f32, or use a GPU"))
+            }
+        }
+    }
+
+    fn read_moments(&self, [m, v]: &[CpuBuf; 2]) -> Result<[Vec<f32>; 2]> {
+        Ok([m.to_vec(), v.to_vec()])
+    }
+
+    fn write_moments(&self, moments: &mut [CpuBuf; 2], values: [&[f32]; 2]) -> Result<()> {
+        moments.iter_mut().zip(values).for_each(|(m, values)| m.copy_from_slice(values));
+        Ok(())
+    }
+
     fn clip(&self, grads: &[CpuBuf], max_norm: f32) -> Result<CpuClip> {
         let squares = |g: &CpuBuf| {
             let blocks: Vec<f64> = g.par_chunks(BLOCK).map(|b| rows::sum_of_squares(self.isa, b)).collect();
@@ -685,10 +709,11 @@ impl Backend for CpuBackend {
         &self,
         p: &mut CpuBuf,
         g: &mut CpuBuf,
-        (m, v): (&mut CpuBuf, &mut CpuBuf),
+        moments: &mut [CpuBuf; 2],
         clip: &CpuClip,
         hyper: &AdamW,
     ) -> Result<()> {
+        let [m, v] = moments;
         if clip.norm.is_finite() {
             p.par_chunks_mut(BLOCK)
                 .zip(g.par_chunks(BLOCK))
