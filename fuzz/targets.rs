@@ -98,7 +98,8 @@ fn value(bytes: &mut impl Iterator<Item = u8>, depth: usize) -> Value {
         9 => Value::parse(&format!("{{{}}}", value(bytes, depth + 5).repr())).unwrap_or(Value::None),
         10 => Value::parse(&format!("{{{}: {}}}", value(bytes, depth + 5).repr(), value(bytes, depth + 1).repr()))
             .unwrap_or(Value::None),
-        _ => Value::Complex(f64::from(next()), f64::from(next()) - 128.0),
+        // In Python, -128j is minus 128j, whose real part is -0.0: a real part of 0 does not survive its repr there either.
+        _ => Value::Complex(f64::from(next()) + 0.5, f64::from(next()) - 128.0),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::base::rng::{Purpose, Rng};
 use crate::compute::cpu::backend::CpuBackend;
 use crate::compute::cpu::gemm::Isa;
 use crate::compute::cuda::CudaBackend;
-use crate::compute::ops::{Backend, Draw, HeadLoss, HeadReport, PAGE};
+use crate::compute::ops::{Backend, Draw, HeadLoss, HeadReport, MomentPrecision, PAGE};
 use crate::compute::tests::emulated_gpu;
 use crate::model::forward::{Decoder, SeqRows};
 use crate::model::params::ParamTable;
@@ -318,4 +318,66 @@ fn a_norm_that_is_not_finite_changes_nothing() {
     }
     check(CpuBackend::new(2).expect("threads start"));
     check(emulated_gpu(90));
+}
+
+#[test]
+fn activations_computed_again_change_no_bit() {
+    fn check<B: Backend + Clone>(backend: &B, spec: &ModelSpec) {
+        let weights = weights(spec);
+        let run = |recompute| {
+            let decoder = Decoder::new(backend.clone(), spec.clone(), &weights, true).expect("it fits");
+            let config = OptimConfig { micro_batch_tokens: 50, recompute, ..OptimConfig::default() };
+            let mut trainer = Trainer::new(decoder, config).expect("it fits");
+            trainer.accumulate(&sequences(spec)).expect("the sequences fit");
+            trainer.gradients().expect("read")
+        };
+        let kept = run(false);
+        assert!(kept.iter().any(|(.., g)| g.iter().any(|g| *g != 0.0)));
+        assert_eq!(kept, run(true));
+    }
+    for family in [Family::Qwen2, Family::Qwen3] {
+        check(&CpuBackend::new(2).expect("threads start"), &tiny(family));
+        check(&emulated_gpu(90), &for_gpu(family));
+    }
+}
+
+#[test]
+fn bf16_moments_resume_to_the_bit_and_move_the_weights_alike() {
+    let spec = for_gpu(Family::Qwen3);
+    let weights = weights(&spec);
+    let trainer = |weights: &[Vec<f32>], moments| {
+        let decoder = Decoder::new(emulated_gpu(80), spec.clone(), weights, true).expect("it fits");
+        Trainer::new(decoder, OptimConfig { moments, seed: 5, ..OptimConfig::default() }).expect("it fits")
+    };
+    let step = |t: &mut Trainer<CudaBackend>| {
+        t.accumulate(&sequences(&spec)).expect("the sequences fit");
+        t.update(1e-3).expect("finite gradients");
+    };
+    let mut straight = trainer(&weights, MomentPrecision::Bf16);
+    (0..2).for_each(|_| step(&mut straight));
+    // The same with a checkpoint between the steps.
+    let mut first = trainer(&weights, MomentPrecision::Bf16);
+    step(&mut first);
+    let (saved, moments) = (first.weights().expect("read"), first.moments().expect("read"));
+    let find = |all: &[Named], name: &str| all.iter().find(|n| n.0 == name).expect("a name of the table").2.clone();
+    let table = ParamTable::new(&spec);
+    let read = |i| table.read(i, |name, _| Ok(find(&saved, name))).expect("read");
+    let mut resumed = trainer(&(0..table.tensors.len()).map(read).collect::<Vec<_>>(), MomentPrecision::Bf16);
+    resumed.restore(1, |name, _| Ok(find(&moments, name))).expect("restored");
+    step(&mut resumed);
+    assert_eq!(resumed.weights().expect("read"), straight.weights().expect("read"));
+    assert_eq!(resumed.moments().expect("read"), straight.moments().expect("read"));
+    // Rounding is by chance, so the steps are those of f32 moments on average.
+    let mut exact = trainer(&weights, MomentPrecision::F32);
+    (0..2).for_each(|_| step(&mut exact));
+    let flat =
+        |t: &Trainer<CudaBackend>| t.weights().expect("read").into_iter().flat_map(|n| n.2).collect::<Vec<f32>>();
+    let (rounded, exact) = (flat(&straight), flat(&exact));
+    assert_ne!(rounded, exact);
+    let mean: f64 = rounded.iter().zip(&exact).map(|(a, b)| f64::from(a - b)).sum::<f64>() / exact.len() as f64;
+    assert!(mean.abs() < 1e-5, "{mean} of steps of 1e-3");
+    let cpu = Decoder::new(CpuBackend::new(1).expect("a thread"), spec.clone(), &weights, true).expect("it fits");
+    let config = OptimConfig { moments: MomentPrecision::Bf16, ..OptimConfig::default() };
+    let refused = Trainer::new(cpu, config).err().expect("the CPU has no bf16 moments");
+    assert!(refused.hint().is_some_and(|h| h.contains("train.moments=f32")));
 }

@@ -60,3 +60,41 @@ fn a_run_directory_is_never_overwritten() {
     assert!(stderr(&output).contains("holds a run already"), "{}", stderr(&output));
     assert_eq!(std::fs::read_to_string(dir.path().join("resolved.toml")).expect("there"), "steps = 1\n");
 }
+
+#[test]
+fn a_plan_needs_neither_gpu_nor_weights() {
+    let output = run(&["plan", "--weights", "7B", "--gpu", "141GB", "--json"]);
+    expect_code(&output, 0);
+    let plan: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!((&plan["fits"], &plan["settings"]["train.moments"]), (&true.into(), &"bf16".into()));
+    let sum: f64 = plan["segments"].as_array().expect("segments").iter().filter_map(|s| s["gb"].as_f64()).sum();
+    assert!(sum > plan["peak_gb"].as_f64().expect("a number") && plan["peak_gb"].as_f64() < Some(139.0), "{plan}");
+    let fixture = crate::fixture::folder("qwen3");
+    let output = run(&["plan", "--weights", fixture.to_str().expect("UTF-8")]);
+    expect_code(&output, 0);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("most at once"));
+    let output = run(&["plan", "--weights", "/nowhere"]);
+    expect_code(&output, 3);
+    assert!(stderr(&output).contains("hint:"));
+}
+
+#[test]
+fn a_benchmark_runs_and_its_results_can_be_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("b.json");
+    let path = file.to_str().expect("UTF-8");
+    for part in ["decode", "train", "step"] {
+        let args = ["bench", part, "--device", "cpu", "--threads", "1", "--small", "--steps", "2", "--json", path];
+        expect_code(&run(&args), 0);
+        let report: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).expect("there")).expect("JSON");
+        let results = report["results"].as_array().expect("results");
+        assert_eq!(results[0]["name"], "machine");
+        assert!(results[0]["copy_gb_per_s"].as_f64() > Some(0.0) && results.len() == 2, "{report}");
+        assert!(results[1]["name"].as_str().is_some_and(|n| n.starts_with(part)), "{report}");
+        assert!(results[1].as_object().expect("fields").values().skip(1).all(|v| v.as_f64() > Some(0.0)), "{report}");
+    }
+    let output = run(&["bench", "--compare", path, path]);
+    expect_code(&output, 0);
+    assert!(String::from_utf8_lossy(&output.stdout).contains("1.000x"));
+    expect_code(&run(&["bench", "--compare", path, "/nowhere"]), 74);
+}

@@ -1,9 +1,10 @@
 //! `--device cuda` on the emulated driver: the executable as it is, with an emulated libcuda in its way. Kernels run as
 //! compiled from the sources; which of the embedded images the device would take is the executable's choice.
 
+use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::command::{azr, expect_code, stderr};
+use crate::command::{azr, checkpoint, expect_code, hash, json_lines, stderr};
 
 /// The executable on an emulated GPU.
 fn on_emulator(args: &[&str], options: &[(&str, &str)]) -> Command {
@@ -39,5 +40,56 @@ fn what_is_wrong_with_a_gpu_is_said_in_one_line() {
         expect_code(&output, code);
         let said = stderr(&output);
         assert!(said.contains(words) && said.contains("hint:") && said.lines().count() == 2, "{options:?}: {said}");
+    }
+}
+
+/// A run that is as small as it can be: the emulator takes a second for what a GPU does in a millisecond.
+fn small<'a>(out: &'a Path, seeds: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    let mut args = vec!["--device", "cuda", "--out", out.to_str().expect("UTF-8")];
+    for set in [
+        seeds,
+        "selfplay.batch_size=1",
+        "selfplay.seed_factor=2",
+        "selfplay.num_probes=2",
+        "rollout.max_solve=12",
+        "rollout.max_propose=40",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=0",
+    ] {
+        args.extend(["--set", set]);
+    }
+    args.extend(more);
+    args
+}
+
+#[test]
+fn the_main_job_runs_resumes_and_batches_to_the_same_bits() {
+    let dir = tempfile::tempdir().expect("a folder");
+    // Tasks to begin with, from the CPU: seeding would draw hundreds of tokens here.
+    let seeds = format!("seeds={}", dir.path().join("seeds.jsonl").display());
+    let seeding = dir.path().join("seeding");
+    let mut args = small(&seeding, &seeds, &["--steps", "1"]);
+    args[1] = "cpu";
+    expect_code(&crate::command::run(&args), 0);
+
+    let gpu = [("WORKERS", "2"), ("CC", "90")];
+    let straight = dir.path().join("straight");
+    let output = run(&small(&straight, &seeds, &["--steps", "2"]), &gpu);
+    expect_code(&output, 0);
+    assert!(stderr(&output).contains("on azr emulator"), "{output:?}");
+    let metrics = json_lines(&straight.join("metrics.jsonl"));
+    assert_eq!(metrics.len(), 2);
+    for m in &metrics {
+        assert_eq!(m["logprob_gap"], 0.0, "what is drawn is what is trained, to the bit");
+        assert!(m["grad_norm"].as_f64().is_some_and(|n| n > 0.0) && m["sampled_tokens"].as_u64() > Some(0));
+    }
+    // Stopped after a step and resumed, with another batch, on another number of multiprocessors.
+    let broken = dir.path().join("broken");
+    let few = ["--set", "rollout.max_running=3", "--steps", "1"];
+    expect_code(&run(&small(&broken, &seeds, &few), &[("WORKERS", "1"), ("SMS", "5"), ("CC", "90")]), 0);
+    let resume = ["--device", "cuda", "--resume", broken.to_str().expect("UTF-8"), "--steps", "2"];
+    expect_code(&run(&resume, &gpu), 0);
+    for step in [1, 2] {
+        assert_eq!(hash(&checkpoint(&straight, step)), hash(&checkpoint(&broken, step)), "step {step}");
     }
 }
