@@ -48,7 +48,7 @@ fn small<'a>(out: &'a Path, seeds: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["--device", "cuda", "--out", out.to_str().expect("UTF-8")];
     for set in [
         seeds,
-        "selfplay.batch_size=1",
+        "selfplay.batch_size=2",
         "selfplay.seed_factor=2",
         "selfplay.num_probes=2",
         "rollout.max_solve=12",
