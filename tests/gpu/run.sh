@@ -1,0 +1,122 @@
+#!/usr/bin/env bash
+# tests/gpu/run.sh [quick|full]: everything that only a GPU can tell, as JSON lines on standard output and in $OUT.
+#
+# Needs built programs, not a compiler: AZR (target/release/azr), KERNEL_TESTS (the test binary `kernels`) and
+# KERNEL_BENCH (the bench binary `kernels`); found under target/release where not named. PEER names the PyTorch peer's
+# script, for `full`. SMALL=1 takes tiny shapes, for the emulated driver (LD_LIBRARY_PATH); faults of the script show there.
+# The exit status is 1 when a check failed; a benchmark that failed is recorded and fails nothing else.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+
+mode=${1:-quick}
+small=${SMALL:-}
+azr=${AZR:-target/release/azr}
+out=${OUT:-/tmp/azr-gpu-$$}
+mkdir -p "$out"
+lines=$out/results.jsonl
+: >"$lines"
+failed=0
+
+# The newest executable target/release/deps/kernels-* that knows an option.
+newest() {
+  local f
+  for f in $(ls -t target/release/deps/kernels-* 2>/dev/null); do
+    [ -x "$f" ] && [ ! -d "$f" ] && case $f in *.d) ;; *) "$f" --help 2>&1 | grep -q -- "$1" && echo "$f" && return ;; esac
+  done
+}
+tests=${KERNEL_TESTS:-$(newest --list)}
+bench=${KERNEL_BENCH:-$(newest --kernel-bench)}
+
+quote() { sed 's/\\/\\\\/g; s/"/\\"/g; s/\t/ /g; s/[[:cntrl:]]//g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }'; }
+
+# step KIND NAME SECONDS COMMAND...: runs it, and writes down how it went with the end of what it said.
+step() {
+  local kind=$1 name=$2 limit=$3 start rc
+  shift 3
+  start=$(date +%s.%N)
+  timeout "$limit" "$@" >"$out/$name.log" 2>&1
+  rc=$?
+  [ "$kind" = check ] && [ $rc != 0 ] && failed=1
+  printf '{"step": "%s", "kind": "%s", "rc": %d, "seconds": %.2f, "command": "%s", "said": "%s"}\n' "$name" "$kind" $rc \
+    "$(echo "$(date +%s.%N) - $start" | bc -l 2>/dev/null || echo 0)" "$(echo "$*" | quote)" \
+    "$(tail -c 6000 "$out/$name.log" | quote)" | tee -a "$lines"
+}
+
+skip() { printf '{"step": "%s", "kind": "skipped", "said": "SKIPPED: %s"}\n' "$1" "$2" | tee -a "$lines"; }
+
+# A run of the main job: NAME SECONDS OPTIONS...
+job() {
+  local name=$1 limit=$2
+  shift 2
+  step check "$name" "$limit" "$azr" --device cuda --out "$out/$name" "$@"
+  [ -f "$out/$name/metrics.jsonl" ] && cat "$out/$name/metrics.jsonl" >>"$out/metrics.jsonl"
+}
+
+# Results of azr bench: NAME SECONDS OPTIONS...
+measure() {
+  local name=$1 limit=$2
+  shift 2
+  step bench "$name" "$limit" "$azr" bench "$@" --device cuda --json "$out/$name.json"
+}
+
+if command -v nvidia-smi >/dev/null; then
+  step info device 60 nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit --format=csv
+else
+  skip device "no nvidia-smi"
+fi
+step info version 60 "$azr" --version
+
+if [ -n "$small" ]; then
+  tiny="--set selfplay.batch_size=1 --set selfplay.seed_factor=1 --set selfplay.num_probes=1"
+  tiny="$tiny --set rollout.max_solve=8 --set rollout.max_propose=16"
+  step check selftest 300 "$azr" selftest --device cuda --quick
+  skip kernels "the test suite runs them on the emulator under every schedule"
+  # shellcheck disable=SC2086
+  job job 300 --steps 1 $tiny
+  measure bench-small 300 decode --small --steps 2
+else
+  step check selftest-quick 120 "$azr" selftest --device cuda --quick
+  step check selftest 200 "$azr" selftest --device cuda
+  if [ -n "$tests" ]; then
+    step check kernels 200 env AZR_TEST_DEVICE=gpu "$tests" --test-threads=1
+  else
+    skip kernels "no test binary; build with cargo test --release --test kernels --no-run"
+  fi
+  job job 120 --steps 3
+  measure decode-0.5B 120 decode --model 0.5B --curves
+  measure train-0.5B 120 train --model 0.5B
+fi
+
+if [ -n "$bench" ] && [ -z "$small" ]; then
+  step bench kernel-bench 300 "$bench" --bench
+elif [ -z "$small" ]; then
+  skip kernel-bench "no bench binary; build with cargo bench --bench kernels --no-run"
+fi
+
+if [ "$mode" = full ] && [ -z "$small" ]; then
+  for size in 1.5B 3B 7B; do
+    more=
+    [ $size = 7B ] && more="--bf16-moments --recompute"
+    measure decode-$size 120 decode --model $size
+    # shellcheck disable=SC2086
+    measure train-$size 120 train --model $size $more
+  done
+  measure step-0.5B 300 step --model 0.5B --workload paper
+  if [ -n "${PEER:-}" ] && python3 -c 'import torch' 2>/dev/null; then
+    for size in 0.5B 1.5B 3B; do
+      step bench peer-rollout-$size 300 python3 "$PEER" --model $size rollout --batch 256 --prompt 1984 --new 128
+      step bench peer-train-$size 300 python3 "$PEER" --model $size train --seqs 16 --seq 2048 --micro 4
+    done
+  else
+    skip peer "no torch, or PEER names no script"
+  fi
+  if command -v compute-sanitizer >/dev/null; then
+    step check sanitizer 400 compute-sanitizer --error-exitcode 9 "$azr" selftest --device cuda --quick
+  else
+    skip sanitizer "no compute-sanitizer"
+  fi
+fi
+
+cp "$out"/*.json "$out"/*.jsonl "${RESULTS:-$out}" 2>/dev/null
+echo "results: $lines" >&2
+exit $failed
