@@ -1,5 +1,5 @@
-//! `azr selftest`: every operation of a device against the CPU on random shapes, twice for the same bits; draws against
-//! their distribution; and two-layer models whose log-probabilities at sampling are the trainer's, bit for bit.
+//! `azr selftest`: every operation of a device against the CPU on random shapes, twice for the same bits, whose hash is
+//! printed so that two devices can be compared; draws against their distribution; and two-layer models whose log-probabilities at sampling are the trainer's, bit for bit.
 
 use std::sync::Arc;
 
@@ -90,11 +90,12 @@ impl<B: Backend + Clone> Selftest<B> {
         tested: impl Fn(Round) -> Result<Values>,
         reference: impl Fn(Round) -> Result<Values>,
     ) -> Result<Result<String, String>> {
-        let mut worst = (0.0, "nothing");
+        let (mut worst, mut hasher) = ((0.0, "nothing"), blake3::Hasher::new());
         for round in rounds {
             let (values, again, expected) = (tested(*round)?, tested(*round)?, reference(*round)?);
             for (((name, ours), (_, again)), (_, theirs)) in values.iter().zip(&again).zip(&expected) {
-                let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<u32>>();
+                let bits = |x: &[f32]| x.iter().flat_map(|x| x.to_bits().to_le_bytes()).collect::<Vec<u8>>();
+                hasher.update(&bits(ours));
                 if bits(ours) != bits(again) {
                     return Ok(Err(format!("{name} has other bits in a second run, round {}", round.number)));
                 }
@@ -108,7 +109,8 @@ impl<B: Backend + Clone> Selftest<B> {
                 }
             }
         }
-        Ok(Ok(format!("{} rounds, largest error {:.1e} ({})", rounds.len(), worst.0, worst.1)))
+        let bits = &hasher.finalize().to_hex()[..16];
+        Ok(Ok(format!("bits {bits}, {} rounds, largest error {:.1e} ({})", rounds.len(), worst.0, worst.1)))
     }
 
     /// Draws follow the softmax of the CPU's logits, and are reported with its log-probabilities.

@@ -20,11 +20,23 @@ fn run(args: &[&str], options: &[(&str, &str)]) -> Output {
 
 #[test]
 fn the_self_test_passes_on_emulated_ampere_and_hopper() {
+    let mut bits: Option<Vec<String>> = None;
     for capability in ["80", "90"] {
         let output = run(&["selftest", "--device", "cuda", "--quick"], &[("CC", capability), ("ARITHMETIC", "1")]);
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.status.success(), "capability {capability}:\n{said}{}", stderr(&output));
         assert!(said.contains("azr emulator") && said.lines().filter(|l| l.starts_with("ok ")).count() == 11, "{said}");
+        // mma.sync and wgmma, both with Hopper's arithmetic: the same bits in every operation.
+        let words = |line: &str| line.split_once(": bits ").map(|(name, rest)| format!("{name} {}", &rest[..16]));
+        let found: Vec<String> = said.lines().filter_map(words).collect();
+        assert_eq!(found.len(), 7, "{said}");
+        assert_eq!(*bits.get_or_insert_with(|| found.clone()), found, "capability {capability}");
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/bits.txt");
+    let (committed, found) =
+        (std::fs::read_to_string(&path).unwrap_or_default(), bits.unwrap_or_default().join("\n") + "\n");
+    if committed != found {
+        panic!("{} is out of date: it holds the bits of the emulator in Hopper's arithmetic:\n{found}", path.display());
     }
 }
 
