@@ -137,45 +137,58 @@ DEV void softmax_begin(Softmax<C>& x) {
   }
 }
 
-// Adds the block of keys first..; row r of the thread sees keys up to last[r].
-template <int C>
-DEV void softmax_block(Softmax<C>& x, u32 q_tile, int q_row, u32 k_tile, u32 v_tile, int first,
-                       const int (&last)[2], float scale) {
-  float s[BLOCK / 8][4];
-  product_transposed<C>(s, q_tile, q_row, k_tile);
-  float top[2] = {x.m[0], x.m[1]};
-  UNROLL for (int j = 0; j < BLOCK / 8; j++) {
-    UNROLL for (int e = 0; e < 4; e++) {
-      int key = first + j * 8 + threadIdx.x % 4 * 2 + e % 2;
-      s[j][e] = key <= last[e / 2] ? s[j][e] * scale : minus_infinity();
-      top[e / 2] = max_f32(top[e / 2], s[j][e]);
-    }
+// Scales products with the keys first.. (4 for each 8 keys); row r of the thread sees keys up to
+// last[r].
+template <int keys>
+DEV void softmax_scores(float* s, int first, const int (&last)[2], float scale) {
+  UNROLL for (int i = 0; i < keys / 2; i++) {
+    int key = first + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
+    s[i] = key <= last[i % 4 / 2] ? s[i] * scale : minus_infinity();
   }
+}
+
+// Turns a block's scores into weights, and brings maximum and sum up to date. When a maximum of the
+// warp rises it calls `rescale` with what outputs so far are to be multiplied by: exactly 1 where
+// it stays, so that leaving it out changes no bit.
+template <class Rescale>
+DEV void softmax_weights(float* s, float (&m)[2], float (&l)[2], Rescale rescale) {
+  float top[2] = {m[0], m[1]};
+  UNROLL for (int i = 0; i < BLOCK / 2; i++)
+    top[i % 4 / 2] = max_f32(top[i % 4 / 2], s[i]);
   float from[2];
   UNROLL for (int r = 0; r < 2; r++) {
     top[r] = max_f32(top[r], shuffle_xor(top[r], 1));
     top[r] = max_f32(top[r], shuffle_xor(top[r], 2));
     from[r] = top[r] == minus_infinity() ? 0.0f : top[r];
   }
-  // A row whose maximum stays is multiplied by exactly 1, so that leaving it out changes no bit.
-  bool rises = top[0] != x.m[0] || top[1] != x.m[1];
+  bool rises = top[0] != m[0] || top[1] != m[1];
   if (ballot(rises) != 0 && !PLANTED(attention_no_rescale)) {
-    float keep[2] = {exp_f32(x.m[0] - from[0]), exp_f32(x.m[1] - from[1])};
+    float keep[2] = {exp_f32(m[0] - from[0]), exp_f32(m[1] - from[1])};
+    rescale(keep);
+    UNROLL for (int r = 0; r < 2; r++) {
+      l[r] *= keep[r];
+      m[r] = top[r];
+    }
+  }
+  UNROLL for (int i = 0; i < BLOCK / 2; i++) {
+    s[i] = exp_f32(s[i] - from[i % 4 / 2]);
+    l[i % 4 / 2] += s[i];
+  }
+}
+
+// Adds the block of keys first..; row r of the thread sees keys up to last[r].
+template <int C>
+DEV void softmax_block(Softmax<C>& x, u32 q_tile, int q_row, u32 k_tile, u32 v_tile, int first,
+                       const int (&last)[2], float scale) {
+  float s[BLOCK / 8][4];
+  product_transposed<C>(s, q_tile, q_row, k_tile);
+  softmax_scores<BLOCK>(s[0], first, last, scale);
+  softmax_weights(s[0], x.m, x.l, [&](const float (&keep)[2]) {
     UNROLL for (int n = 0; n < C / 8; n++) {
       UNROLL for (int e = 0; e < 4; e++)
         x.o[n][e] *= keep[e / 2];
     }
-    UNROLL for (int r = 0; r < 2; r++) {
-      x.l[r] *= keep[r];
-      x.m[r] = top[r];
-    }
-  }
-  UNROLL for (int j = 0; j < BLOCK / 8; j++) {
-    UNROLL for (int e = 0; e < 4; e++) {
-      s[j][e] = exp_f32(s[j][e] - from[e / 2]);
-      x.l[e / 2] += s[j][e];
-    }
-  }
+  });
   product_add<C>(x.o, s, v_tile);
 }
 

@@ -1,12 +1,13 @@
-//! Attention over KV pages: `attention_forward_32`, `attention_forward_64`, `attention_forward_128`, decoding
+//! Attention over KV pages: `attention_forward_32`, `attention_forward_64`, `attention_forward_128`, Hopper's own
+//! `attention_hopper_forward_64` and `attention_hopper_forward_128`, decoding
 //! (`attention_decode_32`, `attention_decode_64`, `attention_decode_128`, `attention_shared_32`, `attention_shared_64`,
 //! `attention_shared_128`, `attention_merge`), and the backward pass (`attention_delta`, `attention_backward_q_32`,
 //! `attention_backward_q_64`, `attention_backward_q_128`, `attention_backward_kv_32`, `attention_backward_kv_64`,
 //! `attention_backward_kv_128`).
 
 use azr::compute::launch::attention::{
-    DecodePlan, DecodeSeq, Saved, SpanPlan, attention_backward_kv, attention_backward_q, attention_decode,
-    attention_delta, attention_forward, attention_merge, attention_shared,
+    DecodePlan, DecodeSeq, ForwardKernel, Saved, SpanPlan, attention_backward_kv, attention_backward_q,
+    attention_decode, attention_delta, attention_forward_by, attention_merge, attention_shared, choose_forward,
 };
 use azr::compute::launch::device::Device;
 use azr::compute::ops::{Heads, PAGE};
@@ -147,8 +148,8 @@ fn compare_lse(got: &[f32], want: &[f64]) -> Result<(), String> {
     }
 }
 
-/// Outputs and log-sum-exp of the kernels for all rows.
-fn forward(device: &Device, scene: &Scene) -> azr::Result<(Vec<bf16>, Vec<f32>)> {
+/// Outputs and log-sum-exp of all rows by a kernel.
+fn forward_by(device: &Device, scene: &Scene, kernel: ForwardKernel) -> azr::Result<(Vec<bf16>, Vec<f32>)> {
     let spans = lay_out(&scene.spans, &scene.tables);
     let plan = SpanPlan::new(scene.heads, &spans);
     let (packed, q) = (device.upload(&plan.packed())?, device.upload(&scene.q)?);
@@ -157,17 +158,33 @@ fn forward(device: &Device, scene: &Scene) -> azr::Result<(Vec<bf16>, Vec<f32>)>
     let mut out = device.alloc::<bf16>(scene.q.len())?;
     let mut lse = device.alloc::<f32>(rows * scene.heads.num_heads)?;
     let (plan, layer) = ((&plan, &packed.view()), (&k.view(), &v.view()));
-    attention_forward(device, scene.heads, plan, &q.view(), layer, &mut out.view_mut(), &mut lse.view_mut())?;
+    let to = (&mut out.view_mut(), &mut lse.view_mut());
+    attention_forward_by(kernel, device, scene.heads, plan, &q.view(), layer, to.0, to.1)?;
     Ok((device.download(&out.view())?, device.download(&lse.view())?))
 }
 
-fn check_forward(device: &Device, case: Case) -> Outcome {
+/// The same by the kernel that is chosen.
+fn forward(device: &Device, scene: &Scene) -> azr::Result<(Vec<bf16>, Vec<f32>)> {
+    forward_by(device, scene, choose_forward(device.is_hopper(), scene.heads))
+}
+
+/// Every kernel that the device has for these heads.
+fn forward_kernels(device: &Device, heads: Heads) -> Vec<ForwardKernel> {
+    let chosen = choose_forward(device.is_hopper(), heads);
+    if chosen == ForwardKernel::Warps { vec![chosen] } else { vec![ForwardKernel::Warps, chosen] }
+}
+
+fn check_forward_by(device: &Device, case: Case, kernel: ForwardKernel) -> Outcome {
     let scene = Scene::new(case);
-    let (out, lse) = forward(device, &scene).map_err(|e| e.to_string())?;
+    let (out, lse) = forward_by(device, &scene, kernel).map_err(|e| e.to_string())?;
     let (want, want_lse) = reference(&scene);
     want.compare("out", &out)?;
     compare_lse(&lse, &want_lse)?;
     Ok([bytes(&out), bytes(&lse)].concat())
+}
+
+fn check_forward(device: &Device, case: Case) -> Outcome {
+    check_forward_by(device, case, ForwardKernel::Warps)
 }
 
 /// Decodes the named rows of a scene, each as a sequence of its own.
@@ -290,6 +307,48 @@ fn check_backward(device: &Device, case: Case) -> Outcome {
 fn attention_forward_is_right() {
     for case in CASES {
         holds(|device| check_forward(device, *case).map_err(|wrong| format!("{case:?}: {wrong}")));
+    }
+}
+
+/// For tiles of 128 packed rows: one or both warpgroups without rows, unequal numbers of blocks, a last page begun in
+/// each place of a stage, more stages than the ring has, chunks that end with and after a stage.
+const WIDE_CASES: &[Case] = &[
+    (heads(1, 1, 64), &[(0, 129)]),
+    (heads(16, 1, 64), &[(27, 9), (0, 0), (62, 1)]),
+    (heads(2, 2, 128), &[(0, 64), (0, 65), (95, 2)]),
+    (heads(7, 1, 128), &[(255, 1), (256, 19)]),
+    (heads(4, 2, 64), &[(511, 1), (512, 33)]),
+];
+
+#[test]
+fn attention_hopper_forward_is_right() {
+    if on_gpu() && !device().is_hopper() {
+        println!("SKIPPED: this GPU is not a Hopper");
+        return;
+    }
+    for case in WIDE_CASES.iter().chain(CASES).filter(|case| case.0.head_dim > 32) {
+        holds(|device| {
+            check_forward_by(device, *case, ForwardKernel::Warpgroups).map_err(|wrong| format!("{case:?}: {wrong}"))
+        });
+    }
+}
+
+#[test]
+fn both_forward_kernels_have_the_same_bits() {
+    let device = device();
+    for arithmetic in if on_gpu() { &[Arithmetic::Plain][..] } else { &[Arithmetic::Plain, Arithmetic::Hopper] } {
+        for case in WIDE_CASES.iter().chain(CASES) {
+            let scene = Scene::new(*case);
+            let run = |kernel: ForwardKernel| {
+                if !on_gpu() {
+                    Emulator::get().schedule(Schedule { arithmetic: *arithmetic, ..Schedule::PLAIN });
+                }
+                let (out, lse) = forward_by(&device, &scene, kernel).expect("a forward pass");
+                [bytes(&out), bytes(&lse)].concat()
+            };
+            let all: Vec<Vec<u8>> = forward_kernels(&device, scene.heads).into_iter().map(run).collect();
+            assert!(all.iter().all(|bits| *bits == all[0]), "{case:?}, {arithmetic:?}");
+        }
     }
 }
 
@@ -427,6 +486,18 @@ fn planted_faults_are_found() {
     finds("attention_tail_not_zeroed", |device| check_forward(device, CASES[1]));
     for fault in ["decode_no_wait", "decode_no_warp_sync", "decode_early_refill"] {
         finds(fault, |device| check_decode(device, (heads(2, 1, 64), &[(90, 2)]), false));
+    }
+    for fault in [
+        "attention_hopper_no_full_wait",
+        "attention_hopper_no_empty_wait",
+        "attention_hopper_early_release",
+        "attention_hopper_no_product_wait",
+        "attention_hopper_no_query_barrier",
+        "attention_hopper_no_query_fence",
+        "attention_hopper_tail_not_zeroed",
+        "attention_hopper_no_tail_fence",
+    ] {
+        finds(fault, |device| check_forward_by(device, (heads(1, 1, 64), &[(320, 13)]), ForwardKernel::Warpgroups));
     }
     let two_chunks: Case = (heads(2, 1, 64), &[(300, 2)]);
     finds("merge_backwards", |device| {

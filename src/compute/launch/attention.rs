@@ -1,5 +1,6 @@
 //! Launchers of attention: norms, rotation and page writes (`rope.cu`), many rows of a sequence
-//! (`attention_forward.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`), and their plans.
+//! (`attention_forward.cu`, `attention_hopper.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`),
+//! and their plans.
 //!
 //! Keys and values of one layer lie in pages `[pages][G][16][C]` of bf16, C being 32, 64 or 128. Queries and outputs
 //! are `[T][H][C]`, fused rows `[T][Q]` with `Q = (H + 2 G) C`. A plan decides who computes what, never a result's bits.
@@ -18,6 +19,13 @@ const THREADS: u32 = 128;
 const ROPE_BACKWARD_ROWS: usize = 16;
 /// Packed rows, or keys, of a block.
 const TILE_ROWS: usize = 64;
+/// Packed rows of a block of `attention_hopper.cu`: two warpgroups of 64.
+const WIDE_ROWS: usize = 128;
+/// Threads of that block, and its stages of 64 keys and values.
+const WIDE_THREADS: u32 = 384;
+const WIDE_STAGES: usize = 4;
+/// Columns of a TMA box: 128 bytes.
+const BOX_COLUMNS: usize = 64;
 /// Keys of one step of the online softmax.
 const BLOCK: usize = 32;
 /// Keys of one online softmax.
@@ -142,23 +150,9 @@ pub fn rope_forward(
     let entry = Entry { file: "rope", name: "rope_forward" };
     let (from, to) = (qkv_tq.at(), (q_thc.at(), k_pages.at(), v_pages.at()));
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
-    let args = args![
-        from,
-        angles.cos.at(),
-        angles.sin.at(),
-        angles.positions.at(),
-        slots.at(),
-        wq,
-        wk,
-        eps,
-        to.0,
-        to.1,
-        to.2,
-        as_i32(t),
-        h,
-        g,
-        as_i32(c)
-    ];
+    let (cos, sin, positions) = (angles.cos.at(), angles.sin.at(), angles.positions.at());
+    let (slots, rows, c) = (slots.at(), as_i32(t), as_i32(c));
+    let args = args![from, cos, sin, positions, slots, wq, wk, eps, to.0, to.1, to.2, rows, h, g, c];
     let blocks = as_u32((t * fused_width(heads) / 16).div_ceil(THREADS as usize));
     // SAFETY: threads past the last head store nothing; lengths are asserted above, and the plan names positions and
     // slots of the sequences' own pages.
@@ -210,6 +204,8 @@ pub struct SpanPlan {
     pub spans: Vec<[u32; 4]>,
     /// Tiles of 64 packed rows: (span, tile). Those with the most keys come first.
     pub row_tiles: Vec<[u32; 2]>,
+    /// The same of 128 packed rows.
+    pub wide_tiles: Vec<[u32; 2]>,
     /// Tiles of 64 keys: (span, tile). Those that most rows see come first.
     pub key_tiles: Vec<[u32; 2]>,
     /// Pages of all sequences.
@@ -227,6 +223,7 @@ impl SpanPlan {
         let mut plan = SpanPlan {
             spans: Vec::new(),
             row_tiles: Vec::new(),
+            wide_tiles: Vec::new(),
             key_tiles: Vec::new(),
             pages: Vec::new(),
             num_rows: 0,
@@ -243,16 +240,18 @@ impl SpanPlan {
             plan.num_pages = plan.num_pages.max(pages.iter().max().map_or(0, |p| *p as usize + 1));
             let packed = span.len * heads.group();
             plan.row_tiles.extend((0..packed.div_ceil(TILE_ROWS)).map(|t| [i as u32, as_u32(t)]));
+            plan.wide_tiles.extend((0..packed.div_ceil(WIDE_ROWS)).map(|t| [i as u32, as_u32(t)]));
             if span.len > 0 {
                 plan.key_tiles.extend((0..end.div_ceil(TILE_ROWS)).map(|t| [i as u32, as_u32(t)]));
             }
         }
         let spans = &plan.spans;
-        let last_key = |[s, tile]: [u32; 2]| {
+        let last_key = |[s, tile]: [u32; 2], rows: usize| {
             let [_, len, pos, _] = spans[s as usize];
-            pos as usize + ((tile as usize + 1) * TILE_ROWS).div_ceil(heads.group()).min(len as usize)
+            pos as usize + ((tile as usize + 1) * rows).div_ceil(heads.group()).min(len as usize)
         };
-        plan.row_tiles.sort_by_key(|t| std::cmp::Reverse(last_key(*t)));
+        plan.row_tiles.sort_by_key(|t| std::cmp::Reverse(last_key(*t, TILE_ROWS)));
+        plan.wide_tiles.sort_by_key(|t| std::cmp::Reverse(last_key(*t, WIDE_ROWS)));
         plan.key_tiles.sort_by_key(|[s, tile]| {
             std::cmp::Reverse(
                 spans[*s as usize][1] as usize - (*tile as usize * TILE_ROWS).min(spans[*s as usize][1] as usize),
@@ -263,12 +262,14 @@ impl SpanPlan {
 
     /// All lists in one array, as they are uploaded.
     pub fn packed(&self) -> Vec<u32> {
-        [self.spans.as_flattened(), self.row_tiles.as_flattened(), self.key_tiles.as_flattened(), &self.pages].concat()
+        let tiles = [&self.row_tiles, &self.wide_tiles, &self.key_tiles].map(|t| t.as_flattened());
+        [self.spans.as_flattened(), tiles[0], tiles[1], tiles[2], &self.pages].concat()
     }
 
-    /// Addresses of spans, row tiles, key tiles and pages in the uploaded array.
-    fn parts(&self, packed: &View<'_, u32>) -> [u64; 4] {
-        let lens = [4 * self.spans.len(), 2 * self.row_tiles.len(), 2 * self.key_tiles.len(), self.pages.len()];
+    /// Addresses of spans, row tiles, wide tiles, key tiles and pages in the uploaded array.
+    fn parts(&self, packed: &View<'_, u32>) -> [u64; 5] {
+        let tiles = [self.row_tiles.len(), self.wide_tiles.len(), self.key_tiles.len()];
+        let lens = [4 * self.spans.len(), 2 * tiles[0], 2 * tiles[1], 2 * tiles[2], self.pages.len()];
         assert_eq!(packed.len(), lens.iter().sum::<usize>(), "the plan's own array");
         let mut from = 0;
         lens.map(|len| {
@@ -294,11 +295,48 @@ fn tile_smem(heads: Heads, tiles: usize, stages: usize, totals: bool) -> u32 {
 /// Keys and values of one layer.
 pub type Layer<'a> = (&'a View<'a, bf16>, &'a View<'a, bf16>);
 
+/// Which kernel takes many rows of each sequence. Both give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardKernel {
+    /// `attention_forward.cu`.
+    Warps,
+    /// `attention_hopper.cu`.
+    Warpgroups,
+}
+
+/// Hopper's own kernel on Hopper, for heads of whole TMA boxes.
+pub fn choose_forward(hopper: bool, heads: Heads) -> ForwardKernel {
+    if hopper && heads.head_dim.is_multiple_of(BOX_COLUMNS) { ForwardKernel::Warpgroups } else { ForwardKernel::Warps }
+}
+
+/// Bytes of dynamic shared memory of `attention_hopper.cu`: two tiles of queries, stages of keys and values, two
+/// mbarriers for each.
+fn wide_smem(heads: Heads) -> u32 {
+    as_u32((2 + 2 * WIDE_STAGES) * TILE_ROWS * heads.head_dim * 2 + WIDE_STAGES * 16)
+}
+
 /// Causal attention of the plan's rows over their sequences' pages: `out[T][H][C]`, `lse[T][H]`.
 ///
 /// # Errors
 /// When the launch fails.
 pub fn attention_forward(
+    device: &Device,
+    heads: Heads,
+    plan: (&SpanPlan, &View<'_, u32>),
+    q_thc: &View<'_, bf16>,
+    layer: Layer<'_>,
+    out_thc: &mut ViewMut<'_, bf16>,
+    lse_th: &mut ViewMut<'_, f32>,
+) -> Result<()> {
+    attention_forward_by(choose_forward(device.is_hopper(), heads), device, heads, plan, q_thc, layer, out_thc, lse_th)
+}
+
+/// [`attention_forward`] by a kernel of the caller's.
+///
+/// # Errors
+/// When the launch fails.
+pub fn attention_forward_by(
+    kernel: ForwardKernel,
     device: &Device,
     heads: Heads,
     (plan, packed): (&SpanPlan, &View<'_, u32>),
@@ -308,19 +346,33 @@ pub fn attention_forward(
     lse_th: &mut ViewMut<'_, f32>,
 ) -> Result<()> {
     check_heads(heads);
-    let rows = lse_th.len() / heads.num_heads;
-    let width = heads.num_heads * heads.head_dim;
+    let (rows, c) = (lse_th.len() / heads.num_heads, heads.head_dim);
+    let width = heads.num_heads * c;
     assert_eq!((q_thc.len(), out_thc.len()), (rows * width, rows * width), "queries and outputs of {rows} rows");
     assert!(plan.num_rows <= rows && plan.num_pages <= num_pages(heads, k_pages.len(), v_pages.len()), "the plan fits");
-    let entry =
-        by_width(heads, "attention_forward", ["attention_forward_32", "attention_forward_64", "attention_forward_128"]);
-    let [spans, tiles, _, pages] = plan.parts(packed);
+    let [spans, tiles, wide_tiles, _, pages] = plan.parts(packed);
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
     let (from, to) = (q_thc.at(), (out_thc.at(), lse_th.at()));
-    let args = args![from, k_pages.at(), v_pages.at(), spans, tiles, pages, to.0, to.1, h, g, heads.scale()];
-    let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 1, 3, true));
-    // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
-    unsafe { device.launch(entry, shape, args) }
+    if kernel == ForwardKernel::Warps {
+        let names = ["attention_forward_32", "attention_forward_64", "attention_forward_128"];
+        let entry = by_width(heads, "attention_forward", names);
+        let args = args![from, k_pages.at(), v_pages.at(), spans, tiles, pages, to.0, to.1, h, g, heads.scale()];
+        let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 1, 3, true));
+        // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
+        return unsafe { device.launch(entry, shape, args) };
+    }
+    assert_eq!(choose_forward(device.is_hopper(), heads), kernel, "{kernel:?} is not for {heads:?} or this GPU");
+    if plan.wide_tiles.is_empty() {
+        return Ok(());
+    }
+    as_i32(k_pages.len() / c); // Rows, which TMA counts so.
+    let map = |of: &View<'_, bf16>| device.tensor_map(of, (of.len() / c, c, c), (PAGE as u32, BOX_COLUMNS as u32));
+    let (keys, values, v) = (map(k_pages)?, map(v_pages)?, v_pages.at());
+    let name = if c == 64 { "attention_hopper_forward_64" } else { "attention_hopper_forward_128" };
+    let args = args![from, keys, values, v, spans, wide_tiles, pages, to.0, to.1, h, g, heads.scale()];
+    let shape = Shape::new(tile_grid(heads, plan.wide_tiles.len()), WIDE_THREADS).smem(wide_smem(heads));
+    // SAFETY: as above; the maps cover the layer's pages.
+    unsafe { device.launch(Entry { file: "attention_hopper", name }, shape, args) }
 }
 
 /// `delta[T][H] = out . dout`, which both backward kernels read.
@@ -408,7 +460,7 @@ pub fn attention_backward_q(
         "attention_backward",
         ["attention_backward_q_32", "attention_backward_q_64", "attention_backward_q_128"],
     );
-    let [spans, tiles, _, pages] = plan.parts(packed);
+    let [spans, tiles, _, _, pages] = plan.parts(packed);
     let shape = Shape::new(tile_grid(heads, plan.row_tiles.len()), THREADS).smem(tile_smem(heads, 2, 3, false));
     // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
     unsafe { device.launch(entry, shape, backward_args!(heads, saved, layer, spans, tiles, pages, dqkv_tq)) }
@@ -432,7 +484,7 @@ pub fn attention_backward_kv(
         "attention_backward",
         ["attention_backward_kv_32", "attention_backward_kv_64", "attention_backward_kv_128"],
     );
-    let [spans, _, tiles, pages] = plan.parts(packed);
+    let [spans, _, _, tiles, pages] = plan.parts(packed);
     let shape = Shape::new(tile_grid(heads, plan.key_tiles.len()), THREADS).smem(tile_smem(heads, 2, 2, false));
     // SAFETY: one block per tile and group; the plan's rows and pages are inside the arrays, as asserted.
     unsafe { device.launch(entry, shape, backward_args!(heads, saved, layer, spans, tiles, pages, dqkv_tq)) }
@@ -581,21 +633,8 @@ pub fn attention_decode(
         by_width(heads, "attention_decode", ["attention_decode_32", "attention_decode_64", "attention_decode_128"]);
     let [sequences, starts, own, _, _, pages] = plan.parts(packed);
     let (h, g, units) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), plan.own.len() * heads.num_kv_heads);
-    let args = args![
-        q_thc.at(),
-        layer.0.at(),
-        layer.1.at(),
-        sequences,
-        starts,
-        own,
-        pages,
-        parts.0.at(),
-        parts.1.at(),
-        as_i32(plan.own.len()),
-        h,
-        g,
-        heads.scale()
-    ];
+    let (q, kv, to, items) = (q_thc.at(), (layer.0.at(), layer.1.at()), (parts.0.at(), parts.1.at()), plan.own.len());
+    let args = args![q, kv.0, kv.1, sequences, starts, own, pages, to.0, to.1, as_i32(items), h, g, heads.scale()];
     let shape = Shape::new((as_u32(units.div_ceil(DECODE_WARPS)), 1, 1), DECODE_WARPS as u32 * 32);
     // SAFETY: one warp per chunk and group, the others leave; the plan's pages and parts are inside, as asserted.
     unsafe { device.launch(entry, shape.smem(decode_smem(heads)), args) }
@@ -623,21 +662,8 @@ pub fn attention_shared(
         by_width(heads, "attention_forward", ["attention_shared_32", "attention_shared_64", "attention_shared_128"]);
     let [sequences, starts, _, shared, members, pages] = plan.parts(packed);
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
-    let args = args![
-        q_thc.at(),
-        layer.0.at(),
-        layer.1.at(),
-        sequences,
-        starts,
-        shared,
-        members,
-        pages,
-        parts.0.at(),
-        parts.1.at(),
-        h,
-        g,
-        heads.scale()
-    ];
+    let (q, kv, to) = (q_thc.at(), (layer.0.at(), layer.1.at()), (parts.0.at(), parts.1.at()));
+    let args = args![q, kv.0, kv.1, sequences, starts, shared, members, pages, to.0, to.1, h, g, heads.scale()];
     let shape = Shape::new(tile_grid(heads, plan.shared.len()), THREADS).smem(tile_smem(heads, 1, 3, false));
     // SAFETY: one block per shared chunk and group; the plan's pages and parts are inside, as asserted.
     unsafe { device.launch(entry, shape, args) }
@@ -689,11 +715,16 @@ mod tests {
         tiles.sort_unstable();
         let want: Vec<[u32; 2]> = (0..2).map(|t| [0, t]).chain((0..15).map(|t| [2, t])).collect();
         assert_eq!(tiles, want, "70 and 910 packed rows");
+        let mut tiles = plan.wide_tiles.clone();
+        assert_eq!(tiles[0], [2, 7]);
+        tiles.sort_unstable();
+        let want: Vec<[u32; 2]> = [[0, 0]].into_iter().chain((0..8).map(|t| [2, t])).collect();
+        assert_eq!(tiles, want, "70 and 910 packed rows");
         let mut tiles = plan.key_tiles.clone();
         assert_eq!(tiles[0], [2, 0], "all rows see the first keys");
         tiles.sort_unstable();
         assert_eq!(tiles, [[0, 0], [2, 0], [2, 1], [2, 2]]);
-        assert_eq!(plan.packed().len(), 12 + 2 * 17 + 2 * 4 + 10);
+        assert_eq!(plan.packed().len(), 12 + 2 * 17 + 2 * 9 + 2 * 4 + 10);
         assert!(!plan.whole);
     }
 
@@ -723,6 +754,16 @@ mod tests {
         let plan = DecodePlan::new(HEADS, &sequences, true);
         assert_eq!(plan.shared, [[0, 0, 9], [0, 9, 9]]);
         assert_eq!(plan.own, [[18, 0]]);
+    }
+
+    #[test]
+    fn hopper_has_a_kernel_of_its_own_for_whole_boxes() {
+        for head_dim in [32, 64, 128] {
+            let heads = Heads { head_dim, ..HEADS };
+            assert_eq!(choose_forward(true, heads) == ForwardKernel::Warpgroups, head_dim > 32);
+            assert_eq!(choose_forward(false, heads), ForwardKernel::Warps);
+        }
+        assert_eq!((wide_smem(HEADS), wide_smem(Heads { head_dim: 128, ..HEADS })), (81_984, 163_904));
     }
 
     #[test]
