@@ -162,7 +162,7 @@ DEV void softmax_weights(float* s, float (&m)[2], float (&l)[2], Rescale rescale
     from[r] = top[r] == minus_infinity() ? 0.0f : top[r];
   }
   bool rises = top[0] != m[0] || top[1] != m[1];
-  if (ballot(rises) != 0 && !PLANTED(attention_no_rescale)) {
+  if (warp_ballot(rises) != 0 && !PLANTED(attention_no_rescale)) {
     float keep[2] = {exp_f32(m[0] - from[0]), exp_f32(m[1] - from[1])};
     rescale(keep);
     UNROLL for (int r = 0; r < 2; r++) {

@@ -239,7 +239,7 @@ DEV void forward(const bf16* q_thc, const TensorMap& keys, const TensorMap& valu
   // Broadcast, so that the compiler sees that a warp takes one way.
   const int wg = shuffle((u32)threadIdx.x / 128, 0);
   if (wg == CONSUMERS) {
-    registers_release<56>();
+    registers_release<72>();
     if (threadIdx.x >= CONSUMERS * 128 + 32) return;
     u64 page_len = (u64)num_kv_heads * PAGE * C;
     Pages kv = {nullptr, v_pages + g * PAGE * C, page_lists + span[3], page_len,
@@ -247,7 +247,7 @@ DEV void forward(const bf16* q_thc, const TensorMap& keys, const TensorMap& valu
     produce<C>(ring, keys, values, kv, g, num_kv_heads, count);
     return;
   }
-  registers_claim<224>();
+  registers_claim<216>();
   // Where packed row i begins in q and out, over C.
   auto place = [&](int i) {
     return (u64)(span[0] + i / group) * num_heads + g * group + i % group;

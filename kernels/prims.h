@@ -238,7 +238,7 @@ DEV u32 shuffle_down(u32 x, int lanes SITE) {
               return emu::shuffle(emu::DOWN, x, lanes, site));
 }
 // Bit i says whether lane i's condition holds.
-DEV u32 ballot(bool condition SITE) {
+DEV u32 warp_ballot(bool condition SITE) {
   PRIM(return __ballot_sync(FULL_WARP, condition), return emu::ballot(condition, site));
 }
 
