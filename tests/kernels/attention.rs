@@ -512,3 +512,21 @@ fn planted_faults_are_found() {
     }
     finds("backward_kv_one_key", |device| check_backward(device, WHOLE[4]));
 }
+
+#[test]
+fn kernels_fit_gpus_with_little_shared_memory() {
+    if on_gpu() {
+        return;
+    }
+    for capability in [80, 86, 89] {
+        Emulator::get().schedule(Schedule::PLAIN);
+        Emulator::get().device(capability, 3);
+        let device = Device::open_with(0, |_, _| Ok(b"STUB".to_vec())).expect("the emulated device");
+        assert_eq!(device.max_smem_bytes(), if capability == 80 { 163 << 10 } else { 99 << 10 });
+        let wide = heads(16, 1, 128);
+        assert_eq!(choose_forward(device.is_hopper(), wide), ForwardKernel::Warps);
+        check_forward(&device, (wide, &[(255, 3)])).expect("prefill");
+        check_decode(&device, (wide, &[(255, 3)]), true).expect("decoding");
+        check_backward(&device, (wide, &[(0, 5)])).expect("the backward pass");
+    }
+}

@@ -769,9 +769,12 @@ mod tests {
     #[test]
     fn shared_memory_fits_every_gpu() {
         let wide = Heads { head_dim: 128, ..HEADS };
-        assert_eq!(tile_smem(wide, 1, 3, true), 96 << 10);
-        assert_eq!((tile_smem(wide, 2, 3, false), tile_smem(wide, 2, 2, false)), (80 << 10, 64 << 10));
-        assert_eq!(decode_smem(wide), 72 << 10);
+        let (forward, shared) = (tile_smem(wide, 1, 3, true), tile_smem(wide, 1, 3, false));
+        let (queries, keys) = (tile_smem(wide, 2, 3, false), tile_smem(wide, 2, 2, false));
+        let all = [forward, shared, queries, keys, decode_smem(wide)];
+        assert_eq!(all, [96, 64, 80, 64, 72].map(|kib| kib << 10));
+        // What a block of compute capability 8.6 or 8.9 may have, less static memory.
+        assert!(all.iter().all(|bytes| *bytes <= 98 << 10));
     }
 
     #[test]

@@ -550,6 +550,10 @@ impl Device {
         if shape.blocks() == 0 {
             return Ok(());
         }
+        if shape.smem_bytes > self.0.max_smem_bytes {
+            let (name, needs, has) = (entry.name, shape.smem_bytes, self.0.max_smem_bytes);
+            return Err(Error::failure(format!("{name} needs {needs} bytes of shared memory; a block has {has} here")));
+        }
         self.enter()?;
         let function = self.function(entry, shape.smem_bytes, args)?;
         let mut params = [std::ptr::null_mut(); MAX_PARAMS];
