@@ -380,7 +380,8 @@ impl Bench {
     /// Norm and update of a parameter of F rows of D.
     fn optimiser(&self, m: &Model) -> Result<()> {
         let (device, n) = (&self.device, m.d * m.f);
-        let hyper = AdamW { learning_rate: 1e-6, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.01, step: 3 };
+        let (learning_rate, beta1, beta2, eps, weight_decay) = (1e-6, 0.9, 0.99, 1e-8, 0.01);
+        let hyper = AdamW { learning_rate, beta1, beta2, eps, weight_decay, step: 3, seed: 1, parameter: 0 };
         let make = || {
             let (mut clip, partial) = (device.alloc::<ClipState>(1)?, self.fill(&[1.0f64], norm_blocks(n))?);
             clip_factor(device, &partial.view(), 1.0, &mut clip.view_mut())?;

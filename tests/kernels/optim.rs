@@ -24,7 +24,7 @@ fn fail(e: azr::Error) -> String {
 }
 
 fn hyper(step: u64) -> AdamW {
-    AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step }
+    AdamW { learning_rate: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step, seed: 0, parameter: 0 }
 }
 
 /// Sums of squares and clip factor of some gradients.
