@@ -92,6 +92,8 @@ fi
 
 if [ -n "$bench" ] && [ -z "$small" ]; then
   step bench kernel-bench 300 "$bench" --bench
+  # Built with another NVRTC, where KERNEL_BENCH_OTHER names it.
+  [ -n "${KERNEL_BENCH_OTHER:-}" ] && step bench kernel-bench-other 300 "$KERNEL_BENCH_OTHER" --bench
 elif [ -z "$small" ]; then
   skip kernel-bench "no bench binary; build with cargo bench --bench kernels --no-run"
 fi
@@ -105,6 +107,11 @@ if [ "$mode" = full ] && [ -z "$small" ]; then
     measure train-$size 120 train --model $size $more
   done
   measure step-0.5B 300 step --model 0.5B --workload paper
+  if python3 -c 'import torch' 2>/dev/null && [ -s "$out/kernel-bench.log" ]; then
+    step bench torch-kernels 300 sh -c "python3 tests/gpu/torch_kernels.py <$out/kernel-bench.log"
+  else
+    skip torch-kernels "no torch, or no kernel benchmark"
+  fi
   if [ -n "${PEER:-}" ] && python3 -c 'import torch' 2>/dev/null; then
     for size in 0.5B 1.5B 3B; do
       step bench peer-rollout-$size 300 python3 "$PEER" --model $size rollout --batch 256 --prompt 1984 --new 128
