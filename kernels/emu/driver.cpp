@@ -374,6 +374,14 @@ API cuMemFree_v2(u64 p) {
   memory_used -= bytes;
   return SUCCESS;
 }
+API cuDeviceGetDefaultMemPool(void** pool, int) {
+  *pool = &memory_used;
+  return SUCCESS;
+}
+// 4: the bytes that the pool keeps, as 64 bits.
+API cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
+  return pool == &memory_used && attribute == 4 && *(u64*)value > 0 ? SUCCESS : INVALID_VALUE;
+}
 API cuMemAllocAsync(u64* p, size_t bytes, Stream*) { return cuMemAlloc_v2(p, bytes); }
 API cuMemFreeAsync(u64 p, Stream*) { return cuMemFree_v2(p); }
 API cuMemGetInfo_v2(size_t* free, size_t* total) {

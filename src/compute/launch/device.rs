@@ -251,6 +251,12 @@ impl Device {
             check(sys::cuCtxSetCurrent(context), "entering the CUDA context")?;
             // 1: CU_STREAM_NON_BLOCKING.
             check(sys::cuStreamCreate(&raw mut stream, 1), "creating a CUDA stream")?;
+            // Freed memory stays with the process: otherwise every wait would give it back to the driver, and the next
+            // step would ask for it again.
+            let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
+            check(sys::cuDeviceGetDefaultMemPool(&raw mut pool, device), "asking for the memory pool")?;
+            let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            check(sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()), "setting up the memory pool")?;
             let mut name = [0; 128];
             check(sys::cuDeviceGetName(name.as_mut_ptr(), 127, device), "asking for the device's name")?;
             let attribute = |which: Attribute| {
