@@ -18,7 +18,7 @@ pub struct ParseError {
 impl Value {
     /// Reads one literal. Besides displays, constructors of the supported types are allowed with literal arguments
     /// (`frozenset({1})`, `deque([1], maxlen=2)`, `Fraction(1, 2)`, `datetime.date(2020, 1, 2)`), with or without their
-    /// module's name, and the names `inf`, `nan` and `timezone.utc`.
+    /// module's name, and the names `inf`, `nan`, `infj`, `nanj` and `timezone.utc`.
     ///
     /// # Errors
     /// When the text is anything else, too long or too deep.
@@ -374,6 +374,9 @@ impl<'a> Parser<'a> {
             "False" => return Ok(Value::Bool(false)),
             "inf" => return Ok(Value::Float(f64::INFINITY)),
             "nan" => return Ok(Value::Float(f64::NAN)),
+            // As Python writes complex numbers that Python itself does not read back.
+            "infj" => return Ok(Value::Complex(0.0, f64::INFINITY)),
+            "nanj" => return Ok(Value::Complex(0.0, f64::NAN)),
             "timezone.utc" | "datetime.timezone.utc" => return Ok(Value::Moment(Moment::Zone(0))),
             _ => {}
         }
@@ -476,6 +479,10 @@ mod tests {
             "(1+2j)",
             "2j",
             "inf",
+            "infj",
+            "(1+infj)",
+            "(-inf-infj)",
+            "(nan+nanj)",
             "range(0, 3)",
             "\"it's\"",
             "'\\x00\\u2028'",
