@@ -5,12 +5,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cli::args::PlanArgs;
+use crate::compute::cuda::NUM_RUNNING;
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::model::params::ParamTable;
 use crate::model::plan::{
     Gpu, PAPER, Phase, StepShape, Workload, decode_s, kv_room, peak_bytes, segments, step_time, training_flops,
 };
+use crate::pipeline::config::Config;
 use crate::weights::spec::{ModelSpec, qwen25};
 
 /// Known GPUs: name, bytes of memory, bandwidth and bf16 operations per second that large copies and products reach.
@@ -51,6 +53,36 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         print_table(&report);
     }
     Ok(())
+}
+
+/// What a run that did not fit would need, as lines of text.
+pub fn of_run(spec: &ModelSpec, config: &Config, memory_bytes: usize) -> String {
+    let running = if config.rollout.max_running > 0 { config.rollout.max_running } else { NUM_RUNNING };
+    let longest = config.rollout.max_prompt + config.rollout.max_propose.max(config.rollout.max_solve);
+    let longest = longest.min(spec.max_position_embeddings);
+    let work = Workload {
+        micro_batch_tokens: config.train.micro_batch_tokens,
+        moments: config.train.moments,
+        recompute: config.train.recompute,
+        running,
+        kv_tokens: if config.rollout.kv_tokens > 0 { config.rollout.kv_tokens } else { running * longest },
+    };
+    let all = segments(spec, &work);
+    let mut text = String::new();
+    for s in &all {
+        text += &format!("{:<34} {:<10} {:>9.2} GB\n", s.name, when(s.phase), s.bytes / 1e9);
+    }
+    let (peak, memory) = (peak_bytes(&all) / 1e9, memory_bytes as f64 / 1e9);
+    text += &format!("most at once {peak:.2} GB, the GPU has {memory:.2} GB\n");
+    text + "smaller: rollout.kv_tokens, rollout.max_running, train.micro_batch_tokens; train.recompute=true; train.moments=bf16\n"
+}
+
+fn when(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Always => "always",
+        Phase::Rollout => "rollout",
+        Phase::Training => "training",
+    }
 }
 
 /// A model by its size, config.json or folder.
@@ -96,18 +128,13 @@ fn report(spec: &ModelSpec, work: &Workload, shape: &StepShape, gpu: &Gpu, args:
     let (peak, time) = (peak_bytes(&all), step_time(spec, work, shape, gpu));
     let context = shape.prompt + shape.response / 2;
     let length = shape.prompt + shape.response;
-    let phase = |p| match p {
-        Phase::Always => "always",
-        Phase::Rollout => "rollout",
-        Phase::Training => "training",
-    };
     let flops = training_flops(spec, length, shape.response as f64 / length as f64);
     json!({
         "model": args.weights,
         "parameters": ParamTable::new(spec).num_params(),
         "gpu": args.gpu,
         "memory_gb": gpu.memory_bytes / 1e9,
-        "segments": all.iter().map(|s| json!({"name": s.name, "when": phase(s.phase), "gb": s.bytes / 1e9})).collect::<Vec<_>>(),
+        "segments": all.iter().map(|s| json!({"name": s.name, "when": when(s.phase), "gb": s.bytes / 1e9})).collect::<Vec<_>>(),
         "peak_gb": peak / 1e9,
         "fits": peak <= gpu.memory_bytes,
         "settings": {

@@ -6,11 +6,12 @@ use crate::base::run_dir::{RunDir, publish};
 use crate::base::stop::StopFlag;
 use crate::cli::args::{Device, TrainArgs};
 use crate::cli::config::Layers;
+use crate::cli::plan;
 use crate::compute::cpu::backend::CpuBackend;
 use crate::compute::cuda::CudaBackend;
 use crate::compute::launch::device::probe;
 use crate::compute::ops::Backend;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::observe::console::Console;
 use crate::pipeline::config::Config;
 use crate::pipeline::{self, Start};
@@ -53,7 +54,14 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     };
     let job = Job { config: &config, model, root: &root, resolved: layers.resolved(), last, quiet: args.quiet };
     match gpu(args.device)? {
-        Some(gpu) => job.run(gpu, stop),
+        Some(gpu) => {
+            let (spec, memory) = (job.model.spec.clone(), gpu.device().memory()?.1);
+            job.run(gpu, stop).inspect_err(|e| {
+                if e.kind() == Kind::OutOfMemory {
+                    eprint!("{}", plan::of_run(&spec, &config, memory));
+                }
+            })
+        }
         None => job.run(CpuBackend::new(config.num_threads())?, stop),
     }
 }
@@ -61,13 +69,13 @@ pub fn train(args: &TrainArgs) -> Result<()> {
 /// The GPU, if that is where the model runs.
 ///
 /// # Errors
-/// When one is asked for, or is there, but cannot be used.
+/// When one is asked for, but cannot be used.
 pub fn gpu(device: Device) -> Result<Option<CudaBackend>> {
     match device {
         Device::Cpu => Ok(None),
         Device::Cuda => CudaBackend::open().map(Some),
         Device::Auto if probe().is_err() => Ok(None),
-        Device::Auto => CudaBackend::open().map(Some),
+        Device::Auto => Ok(CudaBackend::open().inspect_err(|e| eprintln!("warning: the GPU is left alone: {e}")).ok()),
     }
 }
 

@@ -30,7 +30,7 @@ use crate::error::{Error, Result};
 /// Most elements of the gradient of a chunk of the logits: 512 MiB.
 const MAX_CHUNK: usize = 1 << 28;
 /// Sequences that decode at once: what streaming the weights leaves room for at little cost.
-const NUM_RUNNING: usize = 256;
+pub const NUM_RUNNING: usize = 256;
 /// Columns of a chunk come in multiples of the head's tiles.
 const CHUNK_UNIT: usize = 128;
 

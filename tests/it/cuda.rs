@@ -55,6 +55,26 @@ fn what_is_wrong_with_a_gpu_is_said_in_one_line() {
     }
 }
 
+#[test]
+fn a_run_that_does_not_fit_says_what_would() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    let args = ["--device", "cuda", "--steps", "1", "--out", out.to_str().expect("UTF-8")];
+    let output = run(&args, &[("MEMORY", "50000000")]);
+    expect_code(&output, 5);
+    let said = stderr(&output);
+    for words in ["KV pages ", "most at once", "the GPU has 0.05 GB", "train.moments=bf16", "azr: allocating", "hint: "]
+    {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    // On its own, azr takes what there is: a GPU that is too old is left alone.
+    let out = dir.path().join("S");
+    let args = ["--steps", "1", "--out", out.to_str().expect("UTF-8"), "--set", "selfplay.batch_size=2"];
+    let output = run(&[&args[..], &["--set", "selfplay.seed_factor=2"]].concat(), &[("CC", "75")]);
+    expect_code(&output, 0);
+    assert!(stderr(&output).contains("warning: the GPU is left alone") && stderr(&output).contains("CPU threads"));
+}
+
 /// A run that is as small as it can be: the emulator takes a second for what a GPU does in a millisecond.
 fn small<'a>(out: &'a Path, seeds: &'a str, more: &[&'a str]) -> Vec<&'a str> {
     let mut args = vec!["--device", "cuda", "--out", out.to_str().expect("UTF-8")];
