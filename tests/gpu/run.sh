@@ -1,31 +1,24 @@
 #!/usr/bin/env bash
 # tests/gpu/run.sh [quick|full]: everything that only a GPU can tell, as JSON lines on standard output and in $OUT.
 #
-# Needs built programs, not a compiler: AZR (target/release/azr), KERNEL_TESTS (the test binary `kernels`) and
-# KERNEL_BENCH (the bench binary `kernels`); found under target/release where not named. PEER names the PyTorch peer's
-# script, for `full`. SMALL=1 takes tiny shapes, for the emulated driver (LD_LIBRARY_PATH); faults of the script show there.
+# Needs the programs that tests/gpu/pack.sh puts into target/gpu, not a compiler (or AZR, KERNEL_TESTS and KERNEL_BENCH name
+# them). PEER names the PyTorch peer's script, for `full`. SMALL=1 takes tiny shapes, for the emulated driver
+# (LD_LIBRARY_PATH); faults of this script show there.
 # The exit status is 1 when a check failed; a benchmark that failed is recorded and fails nothing else.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 
 mode=${1:-quick}
 small=${SMALL:-}
-azr=${AZR:-target/release/azr}
+azr=${AZR:-target/gpu/azr}
 out=${OUT:-/tmp/azr-gpu-$$}
 mkdir -p "$out"
 lines=$out/results.jsonl
 : >"$lines"
 failed=0
 
-# The newest executable target/release/deps/kernels-* that holds a word: tests and benchmarks have the same name.
-newest() {
-  local f
-  for f in $(ls -t target/release/deps/kernels-* 2>/dev/null); do
-    [ -x "$f" ] && grep -q "$1" "$f" && echo "$f" && return
-  done
-}
-tests=${KERNEL_TESTS:-$(newest planted_faults_are_found)}
-bench=${KERNEL_BENCH:-$(newest AZR_KERNEL_BENCH_SMALL)}
+tests=${KERNEL_TESTS:-target/gpu/kernel-tests}
+bench=${KERNEL_BENCH:-target/gpu/kernel-bench}
 
 quote() { sed 's/\\/\\\\/g; s/"/\\"/g; s/\t/ /g; s/[[:cntrl:]]//g' | awk '{ printf "%s%s", sep, $0; sep = "\\n" }'; }
 
@@ -80,22 +73,22 @@ else
   step info bits-of-the-model 10 diff -y -W 80 tests/gpu/bits.txt \
     <(sed -n 's/: bits \([0-9a-f]*\),.*/ \1/p' "$out/selftest-quick.log")
   step check selftest 200 "$azr" selftest --device cuda
-  if [ -n "$tests" ]; then
+  if [ -x "$tests" ]; then
     step check kernels 200 env AZR_TEST_DEVICE=gpu "$tests" --test-threads=1
   else
-    skip kernels "no test binary; build with cargo test --release --test kernels --no-run"
+    skip kernels "no test binary; tests/gpu/pack.sh makes it"
   fi
   job job 120 --steps 3
   measure decode-0.5B 120 decode --model 0.5B --curves
   measure train-0.5B 120 train --model 0.5B
 fi
 
-if [ -n "$bench" ] && [ -z "$small" ]; then
+if [ -x "$bench" ] && [ -z "$small" ]; then
   step bench kernel-bench 300 "$bench" --bench
   # Built with another NVRTC, where KERNEL_BENCH_OTHER names it.
   [ -n "${KERNEL_BENCH_OTHER:-}" ] && step bench kernel-bench-other 300 "$KERNEL_BENCH_OTHER" --bench
 elif [ -z "$small" ]; then
-  skip kernel-bench "no bench binary; build with cargo bench --bench kernels --no-run"
+  skip kernel-bench "no bench binary; tests/gpu/pack.sh makes it"
 fi
 
 if [ "$mode" = full ] && [ -z "$small" ]; then
