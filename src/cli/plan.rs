@@ -113,7 +113,7 @@ fn gpu(name: &str) -> Result<Gpu> {
     }
     let digits = lower.trim_end_matches("gb").trim();
     match digits.parse::<f64>() {
-        Ok(gb) if gb >= 1.0 && gb < 1e6 => {
+        Ok(gb) if (1.0..1e6).contains(&gb) => {
             let (_, _, bandwidth, flops) = if gb * 1e9 >= H200_FROM { GPUS[0] } else { GPUS[1] };
             Ok(Gpu { memory_bytes: gb * 1e9, bandwidth, flops })
         }

@@ -147,7 +147,7 @@ pub fn training_attention<B: Backend>(b: &B, round: Round) -> Result<Values> {
     let (kv, batch) = (b.new_kv(heads, 1, total as usize)?, b.batch(heads, &vec![0; t], &spans)?);
     let (kv, angles) = (LayerKv { kv: &kv, layer: 0 }, angles(b, heads, round.rows)?);
     let (wq, wk) = (b.param(&round.random(3, c))?, b.param(&round.random(4, c))?);
-    let norms = (round.number % 2 == 0).then_some((&wq, &wk, 1e-5));
+    let norms = round.number.is_multiple_of(2).then_some((&wq, &wk, 1e-5));
     let (raw, dout) = (b.upload(&round.random(5, t * q))?, b.upload(&round.random(6, t * hc))?);
     let (mut queries, mut out, mut lse) = (b.act(t * hc)?, b.act(t * hc)?, b.scratch(t * heads.num_heads)?);
     b.rope(heads, &raw, &batch, &angles, norms, kv, &mut queries)?;

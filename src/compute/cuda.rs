@@ -577,7 +577,7 @@ impl Backend for CudaBackend {
         let numbers: Vec<u32> = targets.iter().map(|target| target.row as u32).collect();
         let x = self.gather(x_td, d, &numbers)?;
         let mut dx = device.zeros::<bf16>((t + 1) * d)?;
-        let width = if t == 0 { v } else { (MAX_CHUNK / t / CHUNK_UNIT * CHUNK_UNIT).max(CHUNK_UNIT).min(v) };
+        let width = (MAX_CHUNK / t.max(1) / CHUNK_UNIT * CHUNK_UNIT).max(CHUNK_UNIT).min(v);
         for token0 in (0..v).step_by(width) {
             let count = width.min(v - token0);
             let mut dz = device.alloc(t * count)?;

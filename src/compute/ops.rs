@@ -346,7 +346,6 @@ pub trait Backend: Sized + Send + Sync {
 
     /// RMSNorm of each query and key head (Qwen3), then RoPE: queries to `q`, keys and values to their pages. Pages that
     /// are written belong to one sequence only. `norms` are the two weights `[C]` and epsilon.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn rope(
         &self,
         heads: Heads,
@@ -358,7 +357,6 @@ pub trait Backend: Sized + Send + Sync {
         q_thc: &mut Self::Act,
     ) -> Result<()>;
     /// Backward of [`Backend::rope`] in place; `raw` is its input (only with norms), gradients of the norms are added.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn rope_backward(
         &self,
         heads: Heads,
@@ -385,7 +383,6 @@ pub trait Backend: Sized + Send + Sync {
         lse_th: &mut Self::Buf,
     ) -> Result<()>;
     /// Backward of [`Backend::attention`] for sequences that lie whole in the batch; writes all of `dqkv`.
-    #[expect(clippy::too_many_arguments, reason = "the operands of one fused operation")]
     fn attention_backward(
         &self,
         heads: Heads,

@@ -27,6 +27,9 @@ pub(crate) fn emulated_gpu(capability: u32) -> CudaBackend {
     CudaBackend::on(device)
 }
 
+/// Cosines and sines.
+type Tables = (Vec<f32>, Vec<f32>);
+
 /// A device under test, and what it is like.
 struct Case<'a, B: Backend> {
     b: &'a B,
@@ -183,7 +186,7 @@ impl<B: Backend> Case<'_, B> {
         (self.heads.num_heads + 2 * self.heads.num_kv_heads) * self.heads.head_dim
     }
 
-    fn angles(&self, positions: usize) -> Result<(Angles<B::Buf>, Vec<f32>, Vec<f32>)> {
+    fn angles(&self, positions: usize) -> Result<(Angles<B::Buf>, Tables)> {
         let half = self.heads.head_dim / 2;
         let all: Vec<f64> =
             (0..positions).flat_map(|p| (0..half).map(move |i| p as f64 * 0.7f64.powi(i as i32))).collect();
@@ -191,7 +194,7 @@ impl<B: Backend> Case<'_, B> {
         let mut angles = Angles { cos: self.b.scratch(cos.len())?, sin: self.b.scratch(sin.len())? };
         self.b.write(&mut angles.cos, &cos)?;
         self.b.write(&mut angles.sin, &sin)?;
-        Ok((angles, cos, sin))
+        Ok((angles, (cos, sin)))
     }
 
     /// Query and key norms, then rotation, of rows at positions `0..`.
@@ -218,7 +221,7 @@ impl<B: Backend> Case<'_, B> {
     fn rotation(&self) -> Result<()> {
         let (b, heads, t, c, q) = (self.b, self.heads, 5, self.heads.head_dim, self.width());
         let (x, dy, wq, wk) = (self.random(1, t * q), self.random(2, t * q), self.random(3, c), self.random(4, c));
-        let (angles, cos, sin) = self.angles(t)?;
+        let (angles, (cos, sin)) = self.angles(t)?;
         let batch = b.batch(heads, &[0; 5], &[Span { row: 0, len: t, pos: 0, pages: &[0] }])?;
         let (q_64, k_64, x_64, table) = (wide(&wq), wide(&wk), wide(&x), (&cos[..], &sin[..]));
 
