@@ -67,6 +67,7 @@ pub mod compute {
     /// NVIDIA GPUs: the device layer, and one launcher per kernel.
     pub mod launch {
         pub mod attention;
+        pub mod attention_plan;
         pub mod device;
         pub mod gemm;
         pub mod head;

@@ -4,8 +4,8 @@
 //! The driver library is looked for before its first use: a machine without it gets an error, not a panic. What
 //! kernels exist and how they are launched is *not* here: one launcher per entry point stands in the files beside this.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as Slot;
+use std::collections::btree_map::Entry as Slot;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,9 +36,19 @@ impl Element for u8 {}
 
 /// Turns a driver's answer into an error that says what was being done.
 fn check(code: CUresult, doing: &str) -> Result<()> {
+    check_as(code, || doing.to_owned())
+}
+
+/// [`check`] with a text that is only made when it is needed: launches come by the hundred thousand per second.
+fn check_as(code: CUresult, doing: impl FnOnce() -> String) -> Result<()> {
     if code == CUresult::CUDA_SUCCESS {
         return Ok(());
     }
+    Err(driver_error(code, &doing()))
+}
+
+#[cold]
+fn driver_error(code: CUresult, doing: &str) -> Error {
     let mut text: *const std::ffi::c_char = std::ptr::null();
     // SAFETY: the library is open, since it answered; the text is static or valid until this thread's next call.
     let text = unsafe {
@@ -49,13 +59,13 @@ fn check(code: CUresult, doing: &str) -> Result<()> {
         }
     };
     let message = format!("{doing}: {code:?}: {text}");
-    Err(match code {
+    match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::new(Kind::OutOfMemory, message)
             .with_hint("use a smaller batch or a shorter context; `azr plan` computes what fits"),
         CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_IMAGE => Error::environment(message)
             .with_hint("the driver does not take this build's kernels: update it, or use --device cpu"),
         _ => Error::failure(message),
-    })
+    }
 }
 
 /// Number of CUDA devices and the driver's CUDA version (12080 for 12.8).
@@ -200,7 +210,8 @@ struct Inner {
     max_smem_bytes: u32,
     find_image: FindImage,
     modules: Mutex<HashMap<&'static str, usize>>,
-    functions: Mutex<HashMap<Entry, Function>>,
+    /// By the address of the entry point's name: texts of a program stay where they are, and addresses compare fast.
+    functions: Mutex<BTreeMap<usize, Function>>,
 }
 
 // SAFETY: handles of the driver may be used from any thread; each use first makes the context current.
@@ -353,9 +364,9 @@ impl Device {
         let bytes = len.checked_mul(size_of::<T>());
         let bytes = bytes.ok_or_else(|| Error::new(Kind::OutOfMemory, format!("an array of {len} is too large")))?;
         if bytes > 0 {
-            let doing = || format!("allocating {bytes} bytes of device memory");
             // SAFETY: the out-pointer lives for the call.
-            check(unsafe { sys::cuMemAllocAsync(&raw mut at, bytes, self.0.stream) }, &doing())?;
+            let code = unsafe { sys::cuMemAllocAsync(&raw mut at, bytes, self.0.stream) };
+            check_as(code, || format!("allocating {bytes} bytes of device memory"))?;
         }
         Ok(Buf { device: self.clone(), at, len, element: PhantomData })
     }
@@ -513,7 +524,7 @@ impl Device {
                 sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
             )
         };
-        check(code, &format!("describing a {rows} x {cols} matrix (rows {stride} apart) to TMA"))?;
+        check_as(code, || format!("describing a {rows} x {cols} matrix (rows {stride} apart) to TMA"))?;
         Ok(map)
     }
 
@@ -527,7 +538,7 @@ impl Device {
         let mut module = std::ptr::null_mut();
         // SAFETY: the image is a whole cubin or zero-terminated PTX; the driver copies it.
         let code = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
-        check(code, &format!("loading the `{file}` kernels"))?;
+        check_as(code, || format!("loading the `{file}` kernels"))?;
         modules.insert(file, module as usize);
         Ok(module)
     }
@@ -535,14 +546,14 @@ impl Device {
     /// An entry point's function, ready for so much dynamic shared memory and checked against its arguments.
     fn function(&self, entry: Entry, smem_bytes: u32, args: &[Arg]) -> Result<sys::CUfunction> {
         let mut functions = self.0.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        let function = match functions.entry(entry) {
+        let function = match functions.entry(entry.name.as_ptr() as usize) {
             Slot::Occupied(known) => known.into_mut(),
             Slot::Vacant(slot) => {
                 let name = std::ffi::CString::new(entry.name).map_err(|e| Error::failure(e.to_string()))?;
                 let (module, mut handle) = (self.module(entry.file)?, std::ptr::null_mut());
                 // SAFETY: the module is loaded, and lives as long as the context.
                 let code = unsafe { sys::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) };
-                check(code, &format!("finding the kernel {}", entry.name))?;
+                check_as(code, || format!("finding the kernel {}", entry.name))?;
                 slot.insert(Function { handle, smem_bytes: FREE_SMEM_BYTES, checked: false })
             }
         };
@@ -554,7 +565,7 @@ impl Device {
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
             let code = unsafe { sys::cuFuncSetAttribute(function.handle, which, smem_bytes as i32) };
-            check(code, &format!("giving {} {smem_bytes} bytes of shared memory", entry.name))?;
+            check_as(code, || format!("giving {} {smem_bytes} bytes of shared memory", entry.name))?;
             function.smem_bytes = smem_bytes;
         }
         Ok(function.handle)
@@ -603,7 +614,7 @@ impl Device {
         // SAFETY: the caller vouches for the arguments; they live until the call returns, and the driver copies them.
         let code =
             unsafe { sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
-        check(code, &format!("launching {}", entry.name))
+        check_as(code, || format!("launching {}", entry.name))
     }
 }
 
