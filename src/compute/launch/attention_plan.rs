@@ -145,24 +145,29 @@ struct ChunkGroups {
 impl ChunkGroups {
     fn new(sequences: &[DecodeSeq<'_>], num_pages: usize, share: bool) -> Self {
         const CHUNK_PAGES: usize = CHUNK / PAGE;
+        const NONE: u32 = u32::MAX;
         let mut groups: Vec<(u32, usize)> = Vec::new();
         // Group of each chunk of each sequence, in order. A page is in one place of a sequence only, so a chunk's first
         // page tells which other chunk it can be; the rest is compared.
         let mut found: Vec<(u32, u32)> = Vec::new();
-        let mut by_first_page: Vec<Option<(u32, &[u32])>> = vec![None; if share { num_pages } else { 0 }];
+        let mut by_first_page: Vec<u32> = vec![NONE; if share { num_pages } else { 0 }];
+        let mut pages_of: Vec<&[u32]> = Vec::new();
         for (s, sequence) in sequences.iter().enumerate() {
             for chunk in 0..sequence.len.div_ceil(CHUNK) {
                 let mut group = as_u32(groups.len());
                 if share && (chunk + 1) * CHUNK <= sequence.len {
                     let pages = &sequence.pages[chunk * CHUNK_PAGES..][..CHUNK_PAGES];
-                    match &mut by_first_page[pages[0] as usize] {
-                        Some((known, same)) if *same == pages => group = *known,
-                        Some(_) => {}
-                        none => *none = Some((group, pages)),
+                    let known = &mut by_first_page[pages[0] as usize];
+                    if *known == NONE {
+                        *known = group;
+                    } else if pages_of[*known as usize] == pages {
+                        group = *known;
                     }
                 }
                 if group as usize == groups.len() {
                     groups.push((as_u32(chunk), 0));
+                    pages_of
+                        .push(sequence.pages.get(chunk * CHUNK_PAGES..(chunk + 1) * CHUNK_PAGES).unwrap_or_default());
                 }
                 groups[group as usize].1 += 1;
                 found.push((group, as_u32(s)));
@@ -343,6 +348,12 @@ mod tests {
         let plan = DecodePlan::new(HEADS, &sequences, true);
         assert_eq!(plan.shared, [[0, 0, 9], [0, 9, 9]]);
         assert_eq!(plan.own, [[18, 0]]);
+        // The same first page alone is not enough.
+        let mut other = prompt.clone();
+        other[5] = 99;
+        let of = |pages| DecodeSeq { len: 256, pages };
+        let plan = DecodePlan::new(HEADS, &[of(&prompt), of(&other), of(&prompt)], true);
+        assert_eq!((plan.shared, plan.members, plan.own), (vec![[0, 0, 2]], vec![0, 2], vec![[1, 0]]));
     }
 
     #[test]
