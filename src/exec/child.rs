@@ -38,6 +38,8 @@ pub struct Warm<'a> {
 /// Enters the child's layers, runs the calls and ends the process.
 pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot) -> ! {
     let enter = || -> Option<()> {
+        // A zygote that is killed takes its child along.
+        sandbox::die_with_parent();
         sandbox::close_from(3);
         sandbox::set_child_rlimits().ok()?;
         sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;
