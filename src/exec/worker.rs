@@ -15,6 +15,7 @@ use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyRe
 
 use crate::exec::child::{self, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
+use crate::exec::filter::filter;
 use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
 use crate::exec::sandbox::{self, Ending, Slot};
 
@@ -174,7 +175,7 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
         sandbox::no_new_huge_pages();
         let layers = enter_sandbox();
         let complete = layers.iter().all(|l| l.in_force || !l.required);
-        warm.filter = sandbox::filter(false).ok();
+        warm.filter = filter(false).ok();
         let ready = send(&mut results, &layers).is_ok();
         if !ready || (strict && !(complete && warm.filter.is_some())) {
             sandbox::exit_now(1);
@@ -337,7 +338,7 @@ fn enter_sandbox() -> Ready {
         layer(
             "seccomp",
             true,
-            sandbox::filter(true)
+            filter(true)
                 .and_then(|f| sandbox::apply_filter(&f))
                 .map(|()| "an allow-list; children get a shorter one".to_owned()),
         ),
