@@ -6,11 +6,13 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::json;
 
-use crate::cli::args::{DoctorArgs, SandboxMode};
+use crate::cli::args::{Device, DoctorArgs, SandboxMode};
 use crate::cli::exec_request::print;
+use crate::cli::train::gpu;
 use crate::compute::cpu::gemm::Isa;
 use crate::compute::launch::device::probe;
 use crate::compute::launch::images::IMAGES;
+use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::exec::pool::{Pool, PoolConfig, Sandbox};
 use crate::exec::protocol::{Call, Profile, Request};
@@ -77,10 +79,12 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
         isa => format!("products in {}", format!("{isa:?}").to_uppercase()),
     };
     report.add("cpu", State::Ok, format!("{threads} threads, {}, {products}", std::env::consts::ARCH));
-    let gpu = probe().map(|(count, version)| {
-        format!("{count} CUDA devices, driver for CUDA {}.{}", version / 1000, version % 1000 / 10)
-    });
-    report.found("gpu", gpu, State::Absent);
+    // As a run without --device chooses.
+    match (gpu(Device::Auto), probe()) {
+        (Ok(None), Err(error)) => report.found("gpu", Err(error), State::Absent),
+        (Ok(gpu), _) => report.found("gpu", Ok(gpu.map_or_else(String::new, |g| g.describe())), State::Ok),
+        (Err(error), _) => report.found("gpu", Err(error), State::Missing),
+    }
     let mut arches: Vec<&str> = IMAGES.iter().map(|i| i.arch).collect();
     arches.sort_unstable();
     arches.dedup();

@@ -618,10 +618,9 @@ fn mappings() -> Vec<Mapping> {
     std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines().filter_map(read).collect()
 }
 
-/// Moves this executable's machine code and constants to anonymous huge pages. A fork shares
-/// those in a few page table entries, while small pages are copied one by one, and mappings of files cost a child one fault
-/// per 16 pages that it runs through. Where the kernel has no huge pages or forbids such a mapping, everything stays as it
-/// was.
+/// Moves this executable's machine code and constants to anonymous huge pages. A fork shares those in a few page table
+/// entries, while small pages are copied one by one, and mappings of files cost a child one fault per 16 pages that it runs
+/// through. Where the kernel has no huge pages or forbids such a mapping, everything stays as it was.
 ///
 /// For single-threaded processes that have not entered the filters yet.
 pub fn code_to_huge_pages() {

@@ -276,12 +276,15 @@ fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
 /// Takes what earlier arenas left in the interpreter's lists of free objects for good. A child that took an object from
 /// there would write to a page that nothing else on it needs; the next ones are made side by side.
 fn empty_free_lists(vm: &VirtualMachine) {
-    let until_new = |make: &dyn Fn() -> PyObjectRef| loop {
-        let object = make();
-        let new = sandbox::is_new(std::ptr::from_ref::<vm::PyObject>(&object).cast());
-        std::mem::forget(object);
-        if new {
-            break;
+    let until_new = |make: &dyn Fn() -> PyObjectRef| {
+        // The longest list and the object after it.
+        for _ in 0..=NUM_FREE_TUPLES {
+            let object = make();
+            let new = sandbox::is_new(std::ptr::from_ref::<vm::PyObject>(&object).cast());
+            std::mem::forget(object);
+            if new {
+                break;
+            }
         }
     };
     run_and_keep(vm, "kept = [(range(i), slice(i), complex(i)) for i in range(10)]");
