@@ -12,6 +12,10 @@ use compile::{KernelSource, ManifestLine, Nvrtc, compress, fetched_nvrtc, header
 
 fn main() {
     let kernels = Path::new("kernels");
+    if env::var("CARGO_CFG_TARGET_OS").is_ok_and(|os| os == "linux") {
+        // Segments begin at huge pages, which executor processes move their code to: see `exec::sandbox::to_huge_pages`.
+        println!("cargo:rustc-link-arg-bins=-Wl,-z,separate-loadable-segments,-z,max-page-size=0x200000");
+    }
     println!("cargo:rerun-if-env-changed=NVRTC_LIB");
     println!("cargo:rerun-if-changed=kernels/compile.rs");
     println!("cargo:rerun-if-changed=kernels/prebuilt");

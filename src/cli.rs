@@ -4,6 +4,7 @@ pub mod args;
 pub mod bench;
 pub mod bench_report;
 pub mod config;
+pub mod doctor;
 pub mod exec;
 pub mod exec_bench;
 pub mod exec_request;
@@ -31,5 +32,6 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Selftest(args)) => selftest::selftest(args),
+        Some(Command::Doctor(args)) => doctor::doctor(args),
     }
 }

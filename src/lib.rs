@@ -82,6 +82,7 @@ pub mod exec {
     pub mod child;
     mod constructors;
     pub mod convert;
+    pub mod filter;
     pub mod json;
     pub mod literal;
     pub mod moment;

@@ -10,6 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output, Stdio};
 
+use azr::exec::filter::filter;
 use azr::exec::sandbox::{self, Ending};
 use seccompiler::{SeccompAction, SeccompFilter};
 
@@ -230,9 +231,9 @@ fn probe(attempt: fn() -> i64, layers: &str) -> Found {
             let entered = (!has('K') || sandbox::drop_capabilities().is_ok())
                 && (!has('R') || sandbox::set_rlimits().is_ok())
                 && (!has('L') || sandbox::enter_landlock().is_ok())
-                && (!has('Z') || sandbox::filter(true).and_then(|f| sandbox::apply_filter(&f)).is_ok())
+                && (!has('Z') || filter(true).and_then(|f| sandbox::apply_filter(&f)).is_ok())
                 && (!has('R') || sandbox::set_child_rlimits().is_ok())
-                && (!has('C') || sandbox::filter(false).and_then(|f| sandbox::apply_filter(&f)).is_ok());
+                && (!has('C') || filter(false).and_then(|f| sandbox::apply_filter(&f)).is_ok());
             sandbox::exit_now(if !entered { 2 } else { i32::from(attempt() < 0) })
         }
         Some(pid) => pid,
@@ -307,11 +308,14 @@ fn azr(mode: &str) -> Command {
 
 /// The command where some system calls give an error, as on an old kernel or in a strict container.
 fn azr_without(mode: &str, calls: &[i64], error: i32) -> Output {
+    without(azr(mode), calls, error)
+}
+
+fn without(mut command: Command, calls: &[i64], error: i32) -> Output {
     let rules = calls.iter().map(|c| (*c, Vec::new())).collect();
     let arch = std::env::consts::ARCH.try_into().expect("an architecture with a filter");
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, SeccompAction::Errno(error as u32), arch);
     let filter: seccompiler::BpfProgram = filter.and_then(TryInto::try_into).expect("a filter");
-    let mut command = azr(mode);
     // SAFETY: between fork and exec only system calls are made.
     unsafe { command.pre_exec(move || sandbox::apply_filter(&filter).map_err(std::io::Error::other)) };
     output(command)
@@ -337,6 +341,40 @@ fn machines(wrong: &mut Vec<String>) {
     check("without Landlock, strict refuses", found.status.code() == Some(6), &found);
     let found = azr_without("best-effort", &landlock, libc::ENOSYS);
     check("without Landlock, best effort runs and says so once", passed(&found) && warned(&found, "landlock"), &found);
+    let doctor = |mode: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_azr"));
+        command.args(["doctor", "--json", "--sandbox", mode]);
+        let found = without(command, &landlock, libc::ENOSYS);
+        let report: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap_or_default();
+        let strict = report["checks"].as_array().into_iter().flatten().find(|c| c["name"] == "strict").cloned();
+        let strict = strict.unwrap_or_default();
+        let hinted = strict["hint"].as_str().is_some_and(|h| h.contains("best-effort"));
+        (
+            report["works"].clone(),
+            strict["state"].clone(),
+            hinted && strict["detail"].to_string().contains("landlock"),
+            found,
+        )
+    };
+    let (works, state, told, found) = doctor("strict");
+    let right = works == false && state == "missing" && told && found.status.code() == Some(6);
+    check("without Landlock, the doctor says what strict lacks and ends as a run would", right, &found);
+    let (works, state, told, found) = doctor("best-effort");
+    let right = works == true && state == "absent" && told && found.status.success();
+    check("without Landlock, the doctor says that best effort works", right, &found);
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_azr"));
+    command
+        .args(["--steps", "1", "--sandbox", "best-effort", "--set", "selfplay.batch_size=2", "--out"])
+        .arg(dir.path());
+    let found = without(command, &landlock, libc::ENOSYS);
+    let layers = std::fs::read_to_string(dir.path().join("sandbox.json")).unwrap_or_default();
+    let layers: Vec<serde_json::Value> = serde_json::from_str(&layers).unwrap_or_default();
+    let lacking: Vec<&str> =
+        layers.iter().filter(|l| l["in_force"] == false).filter_map(|l| l["name"].as_str()).collect();
+    let warned_once = String::from_utf8_lossy(&found.stderr).matches("the sandbox lacks landlock").count() == 1;
+    let right = found.status.success() && warned_once && lacking == ["landlock"];
+    check("without Landlock, a best-effort run warns once and notes it in sandbox.json", right, &found);
     let found = azr_without("strict", &[libc::SYS_seccomp], libc::EPERM);
     check("without seccomp, strict refuses", found.status.code() == Some(6), &found);
     let found = azr_without("best-effort", &[libc::SYS_seccomp], libc::EPERM);

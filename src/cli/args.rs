@@ -51,6 +51,8 @@ of a set); rejected_syntax, rejected_policy; bad_request. A line's verdict is th
 Profiles: run executes anything, and arguments and expected values may be any expression; answer and propose are what
 training uses: arguments and expected values are literals, the import and name policy holds, and propose also runs
 everything three times in two processes to see whether it is deterministic. The sandbox is the same for all.
+With --recheck a call whose value changes when it is run elsewhere, with sets giving their members in reverse, keeps its
+value and gets \"unstable\": \"set_order\" or \"not_deterministic\" beside it; that takes twice the time.
 
 Values are compared as values, as Python's == does, never by the program. Differences from CPython 3.11: sets give their
 members in the order of insertion; messages of exceptions; numpy, sympy and the like are not there.";
@@ -157,6 +159,8 @@ pub enum Command {
     /// Run Python programs in the sandbox: JSON lines in, verdicts out in the same order
     #[command(after_help = EXEC_HELP)]
     Exec(ExecArgs),
+    /// Tell what this machine and this build have, and whether a run would start
+    Doctor(DoctorArgs),
     /// Check a device: every operation against the CPU, the same bits twice, drawn log-probabilities that are the trainer's
     Selftest(SelftestArgs),
     /// Measure decoding, training, whole steps and the executor, beside the roofline of this machine
@@ -195,6 +199,17 @@ pub struct ScoreArgs {
     pub decode: bool,
 }
 
+/// Options of `doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// What must be enforced for programs to run
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = SandboxMode::Strict)]
+    pub sandbox: SandboxMode,
+    /// One JSON object instead of lines
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Options of `exec`.
 #[derive(Debug, Args)]
 pub struct ExecArgs {
@@ -216,15 +231,15 @@ pub struct ExecArgs {
     /// Memory of one call, in MiB [default: 256]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2048))]
     pub memory_mib: Option<u64>,
+    /// Run what came to a value once more in another process, with sets reversed, and mark what changes
+    #[arg(long)]
+    pub recheck: bool,
     /// Measure speed instead, beside CPython where there is a python3
-    #[arg(long, conflicts_with_all = ["soak", "layers"])]
+    #[arg(long, conflicts_with = "soak")]
     pub bench: bool,
     /// Run N mixed tasks instead, hostile ones among them, and fail unless descriptors, processes and memory stay flat
-    #[arg(long, value_name = "N", conflicts_with = "layers")]
+    #[arg(long, value_name = "N")]
     pub soak: Option<u64>,
-    /// Only print the layers of the sandbox
-    #[arg(long)]
-    pub layers: bool,
 }
 
 impl ExecArgs {

@@ -31,9 +31,6 @@ pub fn exec(args: &ExecArgs) -> Result<()> {
     for layer in pool.missing_layers() {
         eprintln!("azr: WARNING: the sandbox lacks {layer}");
     }
-    if args.layers {
-        return print(&json!({"layers": pool.layers()}));
-    }
     match args.soak {
         Some(num_tasks) => exec_soak::soak(&pool, &config, num_tasks),
         None => stream(&pool, args, &config),
@@ -52,6 +49,7 @@ fn pool_config(args: &ExecArgs) -> PoolConfig {
             SandboxMode::Strict => Sandbox::Strict,
             SandboxMode::BestEffort => Sandbox::BestEffort,
         },
+        recheck: args.recheck,
         ..defaults
     }
 }
@@ -172,6 +170,9 @@ fn verdict_line(item: &Item, verdict: &Verdict) -> Json {
         line["detail"] = json!(rejection.to_string());
     }
     line["calls"] = verdict.calls.iter().map(outcome_json).collect();
+    for (i, unstable) in verdict.unstable.iter().enumerate().filter_map(|(i, u)| Some((i, u.as_ref()?))) {
+        line["calls"][i]["unstable"] = json!(unstable.class());
+    }
     line["cpu_ms"] = json!(verdict.cpu_us as f64 / 1e3);
     line["memory_mib"] = json!((verdict.memory_bytes as f64 / f64::from(1 << 20) * 1e3).round() / 1e3);
     line

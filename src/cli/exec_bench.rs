@@ -74,18 +74,17 @@ pub struct Workload {
     pub request: Request,
 }
 
+/// The program with so many different inputs.
+fn request(num_calls: usize, expect: bool, profile: Profile) -> Request {
+    let call = |i: usize| Call {
+        args: ARGS.replace("], 3", &format!(", 'x{i}'], 3")),
+        expect: expect.then(|| VALUE.to_owned()),
+    };
+    Request { program: PROGRAM.to_owned(), calls: (0..num_calls).map(call).collect(), profile }
+}
+
 /// The workloads: one program alone, with ten inputs, as eight answers to one task, and as a proposal to be validated.
 pub fn workloads() -> Vec<Workload> {
-    let request = |num_calls: usize, expect: bool, profile| Request {
-        program: PROGRAM.to_owned(),
-        calls: (0..num_calls)
-            .map(|i| Call {
-                args: ARGS.replace("], 3", &format!(", 'x{i}'], 3")),
-                expect: expect.then(|| VALUE.to_owned()),
-            })
-            .collect(),
-        profile,
-    };
     let workload = |name, num_verdicts, request| Workload { name, num_verdicts, request };
     vec![
         workload("one_program", 1, request(1, true, Profile::Answer)),
@@ -93,6 +92,51 @@ pub fn workloads() -> Vec<Workload> {
         workload("eight_answers", 8, request(8, true, Profile::Answer)),
         workload("proposal", 1, request(1, false, Profile::Propose)),
     ]
+}
+
+/// Tasks of each type in a step of the paper's, solver samples per proposed task, inputs of a proposed induction task, and
+/// how many of those an answer is checked on.
+const PAPER_STEP: [usize; 4] = [64, 8, 10, 5];
+/// Tokens that generation samples in such a step: 1,920 completions of about 800.
+const PAPER_TOKENS: f64 = 1920.0 * 800.0;
+/// Programs of such a step where each completion and each validation is a program of its own.
+const PAPER_PROGRAMS: f64 = 2300.0;
+
+/// All that a step of the paper's asks of the executor when every proposal is valid and no two answers are equal: proposals,
+/// then probes and solutions. Answers to deduction tasks are compared as values and run nothing; the probes of an abduction
+/// task share a child; those of an induction task are programs of their own.
+fn paper_step() -> Vec<Request> {
+    let [num_tasks, num_probes, num_inputs, num_checks] = PAPER_STEP;
+    let mut requests = Vec::new();
+    for _ in 0..num_tasks {
+        requests.extend([1, 1, num_inputs].map(|calls| request(calls, false, Profile::Propose)));
+        requests.push(request(num_probes, true, Profile::Answer));
+        requests.push(request(1, true, Profile::Answer));
+        requests.extend((0..=num_probes).map(|_| request(num_checks, true, Profile::Answer)));
+    }
+    requests
+}
+
+/// Runs such a step. Generation must take longer than this: the executor works while it samples.
+fn measure_step(pool: &Pool, num_executors: usize, single_per_cpu_s: f64) -> Result<Json> {
+    let requests = paper_step();
+    let (num_requests, num_calls) = (requests.len(), requests.iter().map(|r| r.calls.len()).sum::<usize>());
+    let (start, cpu) = (Instant::now(), cpu_seconds());
+    let verdicts = pool.run(requests)?;
+    let (wall_s, cpu_s) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    if let Some(wrong) = verdicts.iter().find(|v| v.calls.iter().any(|o| o.class() != "value")) {
+        return Err(Error::failure(format!("a wrong verdict: {wrong:?}")));
+    }
+    eprintln!("paper's step   {num_requests:7} requests in {wall_s:.2} s, {cpu_s:.2} CPU seconds");
+    Ok(json!({
+        "executors": num_executors,
+        "requests": num_requests,
+        "calls": num_calls,
+        "wall_s": (wall_s * 1e3).round() / 1e3,
+        "cpu_s": (cpu_s * 1e3).round() / 1e3,
+        "hidden_up_to_tokens_per_s": (PAPER_TOKENS / wall_s).round(),
+        "cpu_s_of_2300_single_programs": (PAPER_PROGRAMS / single_per_cpu_s * 1e3).round() / 1e3,
+    }))
 }
 
 /// Runs the benchmark and prints one JSON object.
@@ -135,6 +179,9 @@ pub fn report(config: &PoolConfig) -> Result<Json> {
         scaling.push(json!({"executors": executors, "requests_per_s": rate.per_s().round(), "requests_per_cpu_s": rate.per_cpu_s().round()}));
         executors *= 2;
     }
+    let pool = Pool::start(config)?;
+    let step = measure_step(&pool, config.num_workers.max(1), one_program)?;
+    drop(pool);
     let peer = cpython(one_program);
     Ok(json!({
         "cores": cores,
@@ -143,6 +190,7 @@ pub fn report(config: &PoolConfig) -> Result<Json> {
         "rates_with_one_executor": rates,
         "latency_one_program_us": latency,
         "scaling": scaling,
+        "paper_step": step,
         "cpython_fork_per_program": peer,
         "cpu_accounting": "processor time of the supervisor, its zygotes and their children",
     }))

@@ -38,9 +38,12 @@ pub struct Warm<'a> {
 /// Enters the child's layers, runs the calls and ends the process.
 pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot) -> ! {
     let enter = || -> Option<()> {
+        // A zygote that is killed takes its child along.
+        sandbox::die_with_parent();
         sandbox::close_from(3);
         sandbox::set_child_rlimits().ok()?;
         sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;
+        sandbox::map_stack();
         sandbox::set_memory_budget(job.limits.memory_bytes as usize);
         if let Some(filter) = &warm.filter {
             sandbox::apply_filter(filter).ok()?;
@@ -53,7 +56,16 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot) -> ! {
     if job.reverse == Reverse::CallsAndSets {
         reverse_sets(warm);
     }
-    run_calls(warm, job, order, &mut |outcome| slot.append(&frame(outcome), sandbox::memory_peak()));
+    let mut left = order.len();
+    run_calls(warm, job, order, &mut |outcome| {
+        left -= 1;
+        let taken = slot.append(&frame(outcome), sandbox::memory_peak());
+        // What the last call leaves behind goes with the process.
+        if left == 0 {
+            sandbox::exit_now(0);
+        }
+        taken
+    });
     sandbox::exit_now(0)
 }
 
@@ -78,11 +90,14 @@ fn reverse_sets(warm: &Warm<'_>) {
 /// Compiles the program, runs the calls in the given order and hands over each outcome, until it is not taken.
 pub fn run_calls(warm: &Warm<'_>, job: &Job, order: &[usize], give: &mut dyn FnMut(&Outcome) -> bool) {
     let code = warm.vm.compile(&job.program, Mode::Exec, "<program>".to_owned());
+    // The module of the call before.
+    let mut module = None;
     for at in order {
+        drop(module.take());
         let call = &job.calls[*at];
         let outcome = match &code {
             Ok(code) if job.source => run_source(warm, code, call),
-            Ok(code) => run_call(warm, code, call, job.repeat),
+            Ok(code) => run_call(warm, code, call, job.repeat, &mut module),
             Err(error) => exception(&warm.vm.new_syntax_error(error, None)),
         };
         if !give(&outcome) {
@@ -99,22 +114,23 @@ fn run_module(vm: &VirtualMachine, code: &PyRef<PyCode>, name: &str) -> PyResult
     Ok(scope)
 }
 
-fn run_call(warm: &Warm<'_>, code: &PyRef<PyCode>, call: &Call, repeat: bool) -> Outcome {
+/// Leaves the module to its caller, who may have no use for taking it down.
+fn run_call(warm: &Warm<'_>, code: &PyRef<PyCode>, call: &Call, repeat: bool, module: &mut Option<Scope>) -> Outcome {
     let args = match Value::parse_args(&call.args) {
         Ok(args) => args,
         Err(e) => return Outcome::BadArgs(e.to_string()),
     };
     let scope = match run_module(warm.vm, code, "__program__") {
-        Ok(scope) => scope,
+        Ok(scope) => module.insert(scope),
         Err(e) => return exception(&e),
     };
-    let value = match call_f(warm, &scope, &args) {
+    let value = match call_f(warm, scope, &args) {
         Ok(value) => value,
         Err(outcome) => return outcome,
     };
     // Globals that a call changed, and random numbers, show when it is made again.
     if repeat {
-        match call_f(warm, &scope, &args) {
+        match call_f(warm, scope, &args) {
             Ok(again) if again.py_eq(&value) && again.repr() == value.repr() => {}
             _ => return Outcome::NotDeterministic,
         }

@@ -60,6 +60,8 @@ pub struct PoolConfig {
     pub memory_bytes: u64,
     /// What must be enforced.
     pub sandbox: Sandbox,
+    /// Whether values of answers are looked at again, as those of proposals are: see [`Verdict::unstable`].
+    pub recheck: bool,
     /// The executable to run as worker; by default this one.
     pub executable: Option<PathBuf>,
 }
@@ -81,6 +83,7 @@ impl Default for PoolConfig {
             wall_factor: 60,
             memory_bytes: 256 << 20,
             sandbox: Sandbox::Strict,
+            recheck: false,
             executable: None,
         }
     }
@@ -202,9 +205,26 @@ impl Pool {
         &self.zygotes
     }
 
+    /// Whether the sandbox is as complete as a strict one.
+    ///
+    /// # Errors
+    /// As a strict pool would have failed to start.
+    pub fn strict(&self) -> Result<()> {
+        complete(&self.layers)
+    }
+
     /// What a strict sandbox needs and is not in force, as texts.
     pub fn missing_layers(&self) -> &[String] {
         &self.missing
+    }
+}
+
+/// Fails where a layer is not in force that a strict sandbox needs.
+fn complete(layers: &[Layer]) -> Result<()> {
+    match lacking(layers).as_slice() {
+        [] => Ok(()),
+        missing => Err(Error::sandbox(format!("the sandbox is incomplete: {}", missing.join("; ")))
+            .with_hint("use a kernel with Landlock and seccomp, or accept less with --sandbox best-effort")),
     }
 }
 
@@ -261,10 +281,8 @@ impl Zygote {
     fn ready(&mut self, config: &PoolConfig) -> Result<Ready> {
         let layers: io::Result<Ready> = self.receive(START_LIMIT);
         let layers = layers.map_err(|e| Error::environment(format!("an executor process did not start: {e}")))?;
-        let missing = lacking(&layers);
-        if config.sandbox == Sandbox::Strict && !missing.is_empty() {
-            return Err(Error::sandbox(format!("the sandbox is incomplete: {}", missing.join("; ")))
-                .with_hint("use a kernel with Landlock and seccomp, or accept less with --sandbox best-effort"));
+        if config.sandbox == Sandbox::Strict {
+            complete(&layers)?;
         }
         Ok(layers)
     }
@@ -289,7 +307,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn judge(&mut self, request: &Request, limits: Option<Limits>) -> Verdict {
-        let mut verdict = Verdict { rejection: None, calls: Vec::new(), normal_form: None, cpu_us: 0, memory_bytes: 0 };
+        let mut verdict = Verdict::default();
         let source = request.profile == Profile::Run;
         if !source {
             // A parser that panics on hostile text must not take the supervisor with it.
@@ -307,7 +325,7 @@ impl Supervisor {
             args: c.args.clone(),
             expect: c.expect.clone().filter(|_| source && known.is_none()),
         };
-        let mut job = Job {
+        let job = Job {
             program: request.program.clone(),
             calls: request.calls.iter().zip(&expected).map(call).collect(),
             source,
@@ -327,30 +345,41 @@ impl Supervisor {
         }
         if request.profile == Profile::Propose {
             verdict.normal_form = std::panic::catch_unwind(|| normal_form(&request.program)).ok().flatten();
-            self.check_determinism(&mut job, &mut verdict);
+            if verdict.calls.iter().all(ended_well) {
+                let unstable = self.turn_round(&job, &mut verdict);
+                for (outcome, unstable) in verdict.calls.iter_mut().zip(unstable) {
+                    if let Some(unstable) = unstable {
+                        *outcome = unstable;
+                    }
+                }
+            }
+        } else if self.config.recheck {
+            verdict.unstable = self.turn_round(&job, &mut verdict);
         }
         verdict
     }
 
-    /// Runs a proposal in the other zygote, with everything turned round that must not matter.
-    fn check_determinism(&mut self, job: &mut Job, verdict: &mut Verdict) {
-        if !verdict.calls.iter().all(|o| matches!(o, Outcome::Value { .. } | Outcome::Exception { .. })) {
-            return;
-        }
-        job.reverse = Reverse::CallsAndSets;
-        let turned = self.run(1, job, verdict);
-        if verdict.calls.iter().zip(&turned).all(|(a, b)| same(a, b)) {
-            return;
+    /// Runs the calls that ended well in the other zygote, with everything turned round that must not matter. By call: the
+    /// outcome that says what did matter.
+    fn turn_round(&mut self, job: &Job, verdict: &mut Verdict) -> Vec<Option<Outcome>> {
+        let mut unstable = vec![None; job.calls.len()];
+        let which: Vec<usize> = (0..job.calls.len()).filter(|i| ended_well(&verdict.calls[*i])).collect();
+        let calls = which.iter().map(|i| job.calls[*i].clone()).collect();
+        let mut job = Job { calls, reverse: Reverse::CallsAndSets, ..job.clone() };
+        let turned = self.run(1, &job, verdict);
+        if which.iter().zip(&turned).all(|(i, turned)| same(&verdict.calls[*i], turned)) {
+            return unstable;
         }
         job.reverse = Reverse::Calls;
-        let plain = self.run(1, job, verdict);
-        for ((outcome, turned), plain) in verdict.calls.iter_mut().zip(turned).zip(plain) {
-            if !same(outcome, &plain) {
-                *outcome = Outcome::NotDeterministic;
-            } else if !same(outcome, &turned) {
-                *outcome = Outcome::SetOrder;
-            }
+        let plain = self.run(1, &job, verdict);
+        for ((i, turned), plain) in which.into_iter().zip(turned).zip(plain) {
+            unstable[i] = match &verdict.calls[i] {
+                outcome if !same(outcome, &plain) => Some(Outcome::NotDeterministic),
+                outcome if !same(outcome, &turned) => Some(Outcome::SetOrder),
+                _ => None,
+            };
         }
+        unstable
     }
 
     /// Runs a job on a zygote, on a fresh one if that fails, and calls it a crash if that fails too.
@@ -374,6 +403,11 @@ impl Supervisor {
         }
         vec![Outcome::Crash; job.calls.len()]
     }
+}
+
+/// Whether a call came to its end, with or without an exception.
+fn ended_well(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Value { .. } | Outcome::Exception { .. })
 }
 
 /// Whether two runs came to the same: equal values, or exceptions of the same class.

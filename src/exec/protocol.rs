@@ -186,12 +186,15 @@ impl fmt::Display for Rejection {
 }
 
 /// The answer to a request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
     /// Set when the program was not run.
     pub rejection: Option<Rejection>,
     /// One outcome per call; empty after a rejection.
     pub calls: Vec<Outcome>,
+    /// By call, where that was asked for and the program is no proposal: [`Outcome::SetOrder`] or
+    /// [`Outcome::NotDeterministic`] when a run elsewhere, with the members of sets in reverse order, gave something else.
+    pub unstable: Vec<Option<Outcome>>,
     /// The program up to renaming, where it is a proposal that parses.
     pub normal_form: Option<String>,
     /// CPU time of all its processes, in microseconds. Not part of the verdict proper: it varies.

@@ -16,9 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::BpfProgram;
 
 /// Exit status of a child that went over its memory budget.
 pub const EXIT_OUT_OF_MEMORY: i32 = 77;
@@ -32,8 +30,6 @@ pub const RESULTS_FD: RawFd = 4;
 const RLIMIT_CPU_S: u64 = 60;
 /// Address space of a child; the allocator's budget is the real limit.
 const RLIMIT_AS_BYTES: u64 = 8 << 30;
-/// `prctl` option by which the allocator names its mappings.
-const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// Size of a huge page on the architectures that have a filter.
 const HUGE_PAGE: usize = 2 << 20;
@@ -59,7 +55,10 @@ const MAX_SMALL: usize = 1 << 20;
 /// Arena on top of twice the budget: sizes are rounded up, and a freed block only serves its own size again.
 const ARENA_SLACK: usize = 64 << 20;
 /// Part of the arena that every program uses, mapped at once.
-const ARENA_FIRST: usize = 64 << 10;
+const ARENA_FIRST: usize = 72 << 10;
+
+/// Part of the stack that every program uses.
+const STACK_FIRST: usize = 24 << 10;
 
 static ARENA_START: AtomicUsize = AtomicUsize::new(0);
 static ARENA_NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -84,6 +83,11 @@ fn size_class(size: usize) -> (usize, usize) {
 #[inline(always)]
 fn in_arena(ptr: *mut u8) -> bool {
     (ARENA_START.load(Relaxed)..ARENA_END.load(Relaxed)).contains(&(ptr as usize))
+}
+
+/// Whether a small block comes from the newest arena.
+pub fn is_new(ptr: *const u8) -> bool {
+    in_arena(ptr.cast_mut())
 }
 
 #[inline(always)]
@@ -127,6 +131,17 @@ fn take_block(layout: Layout) -> Option<(*mut u8, bool)> {
     }
     ARENA_NEXT.store(next + size, Relaxed);
     Some((next as *mut u8, true))
+}
+
+/// Lets the arena's last block grow where it is: a growing list then touches each page once.
+fn extend_last(ptr: *mut u8, old: usize, new: usize) -> bool {
+    let (start, (_, old), (_, block)) = (ptr as usize, size_class(old), size_class(new));
+    let last = start + old == ARENA_NEXT.load(Relaxed);
+    let fits = new <= MAX_SMALL && old < block && start + block <= ARENA_END.load(Relaxed);
+    if last && fits {
+        ARENA_NEXT.store(start + block, Relaxed);
+    }
+    last && fits
 }
 
 /// Takes a block back. Small blocks from before this arena are left as they are: their pages stay shared.
@@ -206,6 +221,10 @@ unsafe impl GlobalAlloc for CountingAllocator {
             shrink(layout.size().saturating_sub(size));
             return ptr;
         }
+        if in_arena(ptr) && extend_last(ptr, layout.size(), size) {
+            grow(size.saturating_sub(layout.size()));
+            return ptr;
+        }
         // SAFETY: the new layout is valid as the caller promises; both blocks hold the bytes that are copied.
         unsafe {
             let block = self.alloc(Layout::from_size_align_unchecked(size, layout.align()));
@@ -251,6 +270,15 @@ pub fn set_memory_budget(bytes: usize) {
     LIVE_BYTES.store(0, Relaxed);
     PEAK_BYTES.store(0, Relaxed);
     BUDGET_BYTES.store(bytes, Relaxed);
+}
+
+/// Maps the part of the stack that every program uses, at once. For children, whose stack is their zygote's until they write
+/// to it.
+pub fn map_stack() {
+    let here = 0u8;
+    let top = (&raw const here as usize).next_multiple_of(4096);
+    // SAFETY: the pages are the stack's; mapping them changes no contents, and what lies below the stack is refused.
+    unsafe { libc::madvise((top - STACK_FIRST) as *mut libc::c_void, STACK_FIRST, libc::MADV_POPULATE_WRITE) };
 }
 
 /// Most bytes that were allocated at once since the budget was set.
@@ -562,78 +590,6 @@ pub fn enter_landlock() -> Result<String, String> {
     }
 }
 
-fn condition(arg: u8, op: SeccompCmpOp, value: u64) -> Result<SeccompCondition, seccompiler::BackendError> {
-    SeccompCondition::new(arg, SeccompCmpArgLen::Dword, op, value)
-}
-
-/// The allow-list of a child, or of a zygote, which besides makes and reaps children. Anything else kills the process.
-///
-/// # Errors
-/// In one line, on an architecture that the filter compiler does not know.
-pub fn filter(zygote: bool) -> Result<BpfProgram, String> {
-    let compile = || -> Result<BpfProgram, seccompiler::BackendError> {
-        let rule = |conditions| SeccompRule::new(conditions);
-        let mut rules = std::collections::BTreeMap::new();
-        // Memory, time, randomness, ending. Nothing here can wait: a child of one thread has nobody to wait for.
-        for call in [
-            libc::SYS_brk,
-            libc::SYS_munmap,
-            libc::SYS_mremap,
-            libc::SYS_madvise,
-            libc::SYS_exit_group,
-            libc::SYS_exit,
-            libc::SYS_getrandom,
-            libc::SYS_rt_sigreturn,
-            libc::SYS_rt_sigprocmask,
-            libc::SYS_sigaltstack,
-            libc::SYS_clock_gettime,
-            libc::SYS_gettid,
-            libc::SYS_getpid,
-            libc::SYS_restart_syscall,
-        ] {
-            rules.insert(call, Vec::new());
-        }
-        // What programs print goes to /dev/null.
-        rules.insert(libc::SYS_write, vec![rule(vec![condition(0, SeccompCmpOp::Le, 2)?])?]);
-        let not_executable = || condition(2, SeccompCmpOp::MaskedEq(libc::PROT_EXEC as u64), 0);
-        let anonymous = libc::MAP_ANONYMOUS as u64;
-        let mapped = vec![not_executable()?, condition(3, SeccompCmpOp::MaskedEq(anonymous), anonymous)?];
-        rules.insert(libc::SYS_mmap, vec![rule(mapped)?]);
-        rules.insert(libc::SYS_mprotect, vec![rule(vec![not_executable()?])?]);
-        rules.insert(libc::SYS_prctl, vec![rule(vec![condition(0, SeccompCmpOp::Eq, PR_SET_VMA)?])?]);
-        // Only abort() on itself.
-        rules.insert(libc::SYS_tgkill, vec![rule(vec![condition(2, SeccompCmpOp::Eq, libc::SIGABRT as u64)?])?]);
-        if zygote {
-            for call in [
-                libc::SYS_clone,
-                libc::SYS_clone3,
-                libc::SYS_futex,
-                libc::SYS_wait4,
-                libc::SYS_rt_sigtimedwait,
-                libc::SYS_read,
-                libc::SYS_write,
-                libc::SYS_close,
-                libc::SYS_close_range,
-                libc::SYS_poll,
-                libc::SYS_ppoll,
-                libc::SYS_kill,
-                libc::SYS_setrlimit,
-                libc::SYS_prlimit64,
-                libc::SYS_seccomp,
-                libc::SYS_prctl,
-                libc::SYS_set_robust_list,
-                libc::SYS_rseq,
-                libc::SYS_setitimer,
-            ] {
-                rules.insert(call, Vec::new());
-            }
-        }
-        let arch = std::env::consts::ARCH.try_into()?;
-        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, arch)?.try_into()
-    };
-    compile().map_err(|e| format!("seccomp: {e}"))
-}
-
 /// Puts this process behind a filter for good.
 ///
 /// # Errors
@@ -662,39 +618,51 @@ fn mappings() -> Vec<Mapping> {
     std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines().filter_map(read).collect()
 }
 
-/// Moves this executable's machine code to anonymous huge pages. A fork shares those in a few page table entries, while
-/// file mappings are not copied at a fork and cost a child one fault per 16 pages that it runs through. Where the kernel
-/// has no huge pages or forbids such a mapping, everything stays as it was.
+/// Moves this executable's machine code and constants to anonymous huge pages. A fork shares those in a few page table
+/// entries, while small pages are copied one by one, and mappings of files cost a child one fault per 16 pages that it runs
+/// through. Where the kernel has no huge pages or forbids such a mapping, everything stays as it was.
 ///
 /// For single-threaded processes that have not entered the filters yet.
 pub fn code_to_huge_pages() {
     let here = code_to_huge_pages as *const () as usize;
-    let Some(code) = mappings().into_iter().find(|m| (m.start..m.end).contains(&here) && m.rights == "r-xp") else {
-        return;
-    };
-    let len = code.end - code.start;
-    let room_len = len + 2 * HUGE_PAGE;
-    let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
-    // SAFETY: the copy is made in a fresh mapping large enough for it, at an address that lies to huge pages as the original
-    // does. `mremap` then puts it in the original's place in one step; the bytes are the same, so this very code runs on.
+    let all = mappings();
+    let Some(code) = all.iter().find(|m| (m.start..m.end).contains(&here) && m.rights == "r-xp") else { return };
+    for mapping in all.iter().filter(|m| m.name == code.name && ["r-xp", "r--p"].contains(&m.rights.as_str())) {
+        // The linker lets segments begin at a huge page; a last one that is not full is filled up where nothing follows.
+        let (start, end) = (mapping.start.next_multiple_of(HUGE_PAGE), mapping.end.next_multiple_of(HUGE_PAGE));
+        let free = !all.iter().any(|m| (mapping.end..end).contains(&m.start));
+        let end = if free { end } else { end - HUGE_PAGE };
+        if start < end {
+            to_huge_pages(start, mapping.end.min(end) - start, end - start, mapping.rights == "r-xp");
+        }
+    }
+}
+
+/// Puts huge pages with the same bytes in the place of `len` bytes at `start`, and zeroes up to `huge_len`.
+fn to_huge_pages(start: usize, len: usize, huge_len: usize, executable: bool) {
+    let room_len = huge_len + HUGE_PAGE;
+    let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+    // SAFETY: the copy is made in a fresh mapping large enough for it, and put in the original's place in one step; nothing
+    // else lies there, and the bytes are the same, so that this very code runs on.
     unsafe {
-        let room = libc::mmap(std::ptr::null_mut(), room_len, libc::PROT_READ | libc::PROT_WRITE, anonymous, -1, 0);
+        let room = libc::mmap(std::ptr::null_mut(), room_len, protection, flags, -1, 0);
         if room == libc::MAP_FAILED {
             return;
         }
-        let start = room as usize;
-        let copy = start + (code.start % HUGE_PAGE + HUGE_PAGE - start % HUGE_PAGE) % HUGE_PAGE;
+        let copy = (room as usize).next_multiple_of(HUGE_PAGE);
         libc::madvise(room, room_len, libc::MADV_HUGEPAGE);
-        std::ptr::copy_nonoverlapping(code.start as *const u8, copy as *mut u8, len);
+        std::ptr::copy_nonoverlapping(start as *const u8, copy as *mut u8, len);
         let pages = copy as *mut libc::c_void;
-        if libc::mprotect(pages, len, libc::PROT_READ | libc::PROT_EXEC) == 0 {
+        let protection = libc::PROT_READ | if executable { libc::PROT_EXEC } else { 0 };
+        if libc::mprotect(pages, huge_len, protection) == 0 {
             let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-            libc::mremap(pages, len, len, flags, code.start as *mut libc::c_void);
+            libc::mremap(pages, huge_len, huge_len, flags, start as *mut libc::c_void);
         } else {
-            libc::munmap(pages, len);
+            libc::munmap(pages, huge_len);
         }
-        libc::munmap(room, copy - start);
-        libc::munmap((copy + len) as *mut libc::c_void, room_len - len - (copy - start));
+        libc::munmap(room, copy - room as usize);
+        let end = copy + huge_len;
+        libc::munmap(end as *mut libc::c_void, room as usize + room_len - end);
     }
 }
 

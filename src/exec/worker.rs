@@ -15,6 +15,7 @@ use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyRe
 
 use crate::exec::child::{self, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
+use crate::exec::filter::filter;
 use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
 use crate::exec::sandbox::{self, Ending, Slot};
 
@@ -26,8 +27,43 @@ const RECURSION_LIMIT: usize = 1000;
 /// Results that a slot holds; the outcomes of a few hundred calls. When it is full, the remaining calls get a new child.
 const SLOT_BYTES: usize = 1 << 20;
 
-/// Address space of each of a zygote's arenas.
-const ARENA_BYTES: usize = 512 << 20;
+/// Address space of each of a zygote's arenas, and of the one for jobs and results. A fork looks through all of it.
+const ARENA_BYTES: usize = 64 << 20;
+const JOBS_ARENA_BYTES: usize = 256 << 20;
+
+/// RustPython keeps freed tuples up to this length for their next use.
+const LONGEST_FREE_TUPLE: usize = 20;
+/// And so many of them.
+const NUM_FREE_TUPLES: usize = 2000;
+/// And of other types no more than so many.
+const NUM_FREE_OBJECTS: usize = 200;
+
+/// Names of variables that programs have again and again.
+const COMMON_NAMES: &str = "\
+a acc ans answer arr b base c cache char chars coeff compute cost count counter counts cumulative current cur d data depth \
+dfs digit digits dp e elem element elements end even factor fib fibonacci filtered final first freq frequency g graph grid \
+group groups h helper i idx index inner item items j k key keys kv l last left length level lines list lo lst m mapping mat \
+matrix max_len max_val memo merged mid min_val mod mul n name nested nested_list new_list next node nodes num numbers nums \
+odd op out outer output p pair pairs part parts path pattern pos power prefix prev prime primes processed product q \
+queue r rem remainder res rest result results reversed_str right row rows s score seen self seq size sorted_items stack \
+start state step string sub substr suffix sum_val t target temp text tmp token tokens total transform transformed tree u \
+unique v val vals value values visited w width window word words x xs y ys z zipped \
+<module> <program> <lambda> <listcomp> <genexpr> : , . - _ + * / % = | ; ! ? ( ) [ ]";
+
+/// Recursion and exceptions as deep as ordinary programs have them.
+const DEEP_PROGRAM: &str = "\
+def down(n):
+    if n == 0:
+        raise ValueError('deepest')
+    try:
+        down(n - 1)
+    except ValueError as error:
+        raise KeyError(n) from error
+try:
+    down(100)
+except KeyError:
+    pass
+";
 
 /// Modules that many programs import; what they are made of is used all the time.
 const HOT_MODULES: &[&str] =
@@ -139,7 +175,7 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
         sandbox::no_new_huge_pages();
         let layers = enter_sandbox();
         let complete = layers.iter().all(|l| l.in_force || !l.required);
-        warm.filter = sandbox::filter(false).ok();
+        warm.filter = filter(false).ok();
         let ready = send(&mut results, &layers).is_ok();
         if !ready || (strict && !(complete && warm.filter.is_some())) {
             sandbox::exit_now(1);
@@ -199,6 +235,7 @@ fn exercise(vm: &VirtualMachine) {
 }
 
 fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
+    stretch(vm);
     import(vm, HOT_MODULES);
     exercise(vm);
     let patches = vm.compile(PATCHES, Mode::Exec, "<patches>".to_owned());
@@ -226,10 +263,64 @@ fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
     for _ in 0..20 {
         child::run_calls(&warm, &job, &[0], &mut |_| true);
     }
-    // What is there now stays for good: collections in children need not look at it, nor write to it.
     vm::gc_state::gc_state().collect(2);
+    sandbox::start_arena(ARENA_BYTES, true);
+    empty_free_lists(vm);
+    // What is there now stays for good: collections in children need not look at it, nor write to it.
     vm::gc_state::gc_state().freeze();
+    // Jobs and results have an arena of their own: a page that the zygote writes to is one that its children do not share.
+    sandbox::start_arena(JOBS_ARENA_BYTES, false);
     Ok(warm)
+}
+
+/// Takes what earlier arenas left in the interpreter's lists of free objects for good. A child that took an object from
+/// there would write to a page that nothing else on it needs; the next ones are made side by side.
+fn empty_free_lists(vm: &VirtualMachine) {
+    let until_new = |make: &dyn Fn() -> PyObjectRef| {
+        // The longest list and the object after it.
+        for _ in 0..=NUM_FREE_TUPLES {
+            let object = make();
+            let new = sandbox::is_new(std::ptr::from_ref::<vm::PyObject>(&object).cast());
+            std::mem::forget(object);
+            if new {
+                break;
+            }
+        }
+    };
+    run_and_keep(vm, "kept = [(range(i), slice(i), complex(i)) for i in range(10)]");
+    for len in 1..=LONGEST_FREE_TUPLE {
+        until_new(&|| vm.ctx.new_tuple(vec![vm.ctx.none(); len]).into());
+    }
+    until_new(&|| vm.ctx.new_list(Vec::new()).into());
+    until_new(&|| vm.ctx.new_dict().into());
+    until_new(&|| vm.ctx.new_float(0.5).into());
+    until_new(&|| vm.ctx.new_bigint(&(1u64 << 40).into()).into());
+}
+
+/// Runs trusted source and keeps what it made for good.
+fn run_and_keep(vm: &VirtualMachine, source: &str) {
+    if let Ok(code) = vm.compile(source, Mode::Exec, "<warm>".to_owned()) {
+        let scope = vm.new_scope_with_builtins();
+        let _ = vm.run_code_obj(code, scope.clone());
+        std::mem::forget(scope);
+    }
+}
+
+/// Lets what grows with use grow before anything else lies behind it: the names that many programs use, the stacks of
+/// frames and exceptions, the lists of free objects.
+fn stretch(vm: &VirtualMachine) {
+    for name in COMMON_NAMES.split_ascii_whitespace() {
+        vm.ctx.intern_str(name);
+    }
+    run_and_keep(vm, DEEP_PROGRAM);
+    let fill = |num: usize, make: &dyn Fn() -> PyObjectRef| drop((0..num).map(|_| make()).collect::<Vec<_>>());
+    for len in 1..=6 {
+        fill(NUM_FREE_TUPLES, &|| vm.ctx.new_tuple(vec![vm.ctx.none(); len]).into());
+    }
+    fill(NUM_FREE_OBJECTS, &|| vm.ctx.new_list(Vec::new()).into());
+    fill(NUM_FREE_OBJECTS, &|| vm.ctx.new_dict().into());
+    fill(NUM_FREE_OBJECTS, &|| vm.ctx.new_float(0.5).into());
+    fill(NUM_FREE_OBJECTS, &|| vm.ctx.new_bigint(&(1u64 << 40).into()).into());
 }
 
 /// Enters the zygote's layers; returns them all, in force or not.
@@ -250,7 +341,7 @@ fn enter_sandbox() -> Ready {
         layer(
             "seccomp",
             true,
-            sandbox::filter(true)
+            filter(true)
                 .and_then(|f| sandbox::apply_filter(&f))
                 .map(|()| "an allow-list; children get a shorter one".to_owned()),
         ),

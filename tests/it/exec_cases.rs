@@ -92,11 +92,8 @@ fn case_files_are_read_as_described() {
     assert_eq!(read[0].request.program, "def f(): return 0+1+2+1\n");
     assert_eq!((read[1].request.calls[0].args.as_str(), read[1].request.profile), ("1 + 1", Profile::Answer));
     let value = |text: &str| Verdict {
-        rejection: None,
         calls: vec![Outcome::Value { text: text.to_owned(), matches: None }],
-        normal_form: None,
-        cpu_us: 0,
-        memory_bytes: 0,
+        ..Verdict::default()
     };
     assert!(is_right(&read[0].expected, &value("1")) && !is_right(&read[0].expected, &value("2")));
 }

@@ -1,4 +1,4 @@
-//! `azr exec` as a command: forms of input, order, exit codes, layers, soak.
+//! `azr exec` as a command: forms of input, order, exit codes, set order, soak; and `azr doctor`.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Output, Stdio};
@@ -112,12 +112,26 @@ fn a_line_that_is_no_request_is_answered_and_told_in_the_exit_code() {
 }
 
 #[test]
-fn layers_are_listed() {
-    let output = azr(&["--layers", "--executors", "1"], "");
-    let layers = &lines(&output)[0]["layers"];
-    let names: Vec<&str> = layers.as_array().expect("a list").iter().filter_map(|l| l["name"].as_str()).collect();
-    assert_eq!(names, ["no_new_privs", "capabilities", "rlimits", "landlock", "seccomp"]);
-    assert!(layers.as_array().expect("a list").iter().all(|l| l["in_force"] == json!(true)), "{layers}");
+fn what_depends_on_the_order_of_a_set_is_marked_where_asked() {
+    let program = |body: &str| json!({"program": format!("def f(x): return {body}"), "input": "2", "output": "2"});
+    let bodies = ["list({3, 1, x})", "sorted({3, 1, x})[1]", "id([x]) * hash(str(x))", "x + {3, 1}", "1 / 0"];
+    let text: String = bodies.iter().map(|b| format!("{}\n", program(b))).collect();
+    let marks = |args: &[&str]| -> Vec<Json> {
+        let found = lines(&azr(args, &text));
+        found.iter().map(|l| json!([l["verdict"], l["passed"], l["calls"][0]["unstable"]])).collect()
+    };
+    let plain = marks(&["--executors", "1"]);
+    assert!(plain.iter().all(|l| l[2].is_null()), "{plain:?}");
+    assert_eq!(
+        marks(&["--executors", "1", "--recheck"]),
+        [
+            json!(["value", false, "set_order"]),
+            json!(["value", true, null]),
+            json!(["value", false, "not_deterministic"]),
+            json!(["exception", false, null]),
+            json!(["exception", false, null]),
+        ]
+    );
 }
 
 #[test]
@@ -126,4 +140,30 @@ fn a_short_soak_leaves_nothing_behind() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let report = &lines(&output)[0];
     assert_eq!((&report["tasks"], &report["wrong_verdicts"]), (&json!(600), &json!(0)));
+}
+
+#[test]
+fn the_doctor_tells_what_a_run_uses_and_ends_as_it_would() {
+    let doctor = |args: &[&str]| crate::command::run(&[&["doctor"], args].concat());
+    let output = doctor(&["--json"]);
+    crate::command::expect_code(&output, 0);
+    let report = &lines(&output)[0];
+    assert_eq!((&report["works"], &report["exit_code"]), (&json!(true), &json!(0)));
+    let checks = report["checks"].as_array().expect("a list");
+    let of = |name: &str| -> Vec<&Json> { checks.iter().filter(|c| c["name"] == json!(name)).collect() };
+    let layers = of("sandbox");
+    assert_eq!(layers.len(), 5);
+    for (layer, name) in layers.iter().zip(["no_new_privs", "capabilities", "rlimits", "landlock", "seccomp"]) {
+        assert!(layer["detail"].as_str().is_some_and(|d| d.starts_with(name)), "{layer}");
+        assert_eq!(layer["state"], json!("ok"), "{layer}");
+    }
+    for name in ["azr", "strict", "executor", "cpu", "gpu", "gpu kernels", "directory"] {
+        assert_eq!(of(name).len(), 1, "{name} in {report}");
+    }
+    let cpu = of("cpu")[0]["detail"].to_string();
+    assert!(cpu.contains(std::env::consts::ARCH) && cpu.contains("threads"), "{cpu}");
+    let text = String::from_utf8_lossy(&doctor(&[]).stdout).into_owned();
+    assert_eq!(text.lines().count(), checks.len(), "{text}");
+    let nowhere = crate::command::azr(&["doctor"]).current_dir("/proc").output().expect("azr starts");
+    crate::command::expect_code(&nowhere, 74);
 }

@@ -1,8 +1,9 @@
 //! The hostile corpus: every program ends in its verdict class, and none touches the next. And the innocent corpus: ordinary
 //! programs, which no limit may stop.
 
-use azr::exec::pool::Pool;
+use azr::exec::pool::{Pool, PoolConfig};
 use azr::exec::protocol::{Call, Limits, Outcome, Profile, Request, Verdict};
+use azr::exec::sandbox::kill;
 
 use crate::exec::{config, pool};
 use crate::exec_cases::{Case, cases, equal, is_right, verdict};
@@ -158,20 +159,93 @@ fn throughput_recovers_after_any_number_of_hangs_and_everything_is_reaped() {
         let (_, verdict) = pool.verdicts().recv().expect("alive");
         assert!(verdict.calls.iter().all(|o| matches!(o.class(), "timeout_cpu" | "unsupported")), "{verdict:?}");
     }
-    let quick = (0..100).map(|i| Request {
-        program: "def f(x):\n    return x + 1".to_owned(),
-        calls: vec![Call { args: i.to_string(), expect: Some((i + 1).to_string()) }],
-        profile: Profile::Answer,
-    });
-    assert!(pool.run(quick.collect()).expect("alive").iter().all(|v| v.calls[0].matches()));
+    assert!(pool.run(increments()).expect("alive").iter().all(|v| v.calls[0].matches()));
     for zygote in pool.zygotes() {
         assert_eq!(num_children(*zygote), Some(0), "every zygote lives, and no child of one is left");
     }
 }
 
+#[test]
+fn throughput_recovers_after_wall_clock_hangs() {
+    let pool = Pool::start(&config()).expect("the pool starts");
+    let hang = || Request {
+        program: "def f():\n    while True: pass".to_owned(),
+        calls: vec![Call { args: "f()".to_owned(), expect: None }; 2],
+        profile: Profile::Run,
+    };
+    let limits = Limits { cpu_ms: 600_000, wall_ms: 20, memory_bytes: 32 << 20 };
+    for tag in 0..30 {
+        assert!(pool.try_submit_limited(tag, hang(), Some(limits)).expect("alive").is_none());
+    }
+    for _ in 0..30 {
+        let (_, verdict) = pool.verdicts().recv().expect("alive");
+        assert_eq!(verdict.calls, [Outcome::TimeoutWall, Outcome::TimeoutWall]);
+    }
+    assert!(pool.run(increments()).expect("alive").iter().all(|v| v.calls[0].matches()));
+    for zygote in pool.zygotes() {
+        assert_eq!(num_children(*zygote), Some(0), "every zygote lives, and no child of one is left");
+    }
+}
+
+#[test]
+fn a_zygote_killed_from_outside_is_replaced_and_no_verdict_is_lost() {
+    let pool = Pool::start(&PoolConfig { num_workers: 1, ..config() }).expect("the pool starts");
+    let loops = Request {
+        program: "def f():\n    while True: pass".to_owned(),
+        calls: vec![Call { args: "f()".to_owned(), expect: None }],
+        profile: Profile::Run,
+    };
+    // An orphan would go on for a minute.
+    let limits = Limits { cpu_ms: 60_000, wall_ms: 3000, memory_bytes: 32 << 20 };
+    assert!(pool.try_submit_limited(0, loops, Some(limits)).expect("alive").is_none());
+    let zygote = pool.zygotes()[0];
+    let child = loop {
+        match children(zygote).expect("the zygote lives").first() {
+            Some(child) => break *child,
+            None => std::thread::yield_now(),
+        }
+    };
+    kill(zygote as i32);
+    let (tag, verdict) = pool.verdicts().recv().expect("alive");
+    assert_eq!((tag, verdict.calls), (0, vec![Outcome::TimeoutWall]), "it ran again on a new zygote");
+    assert_eq!(children(child), None, "the killed zygote took its child along");
+}
+
+#[test]
+fn zygotes_killed_in_the_middle_of_work_cost_no_task_its_verdict() {
+    let pool = Pool::start(&config()).expect("the pool starts");
+    let requests = increments();
+    for (tag, request) in requests.iter().enumerate() {
+        assert!(pool.try_submit(tag as u64, request.clone()).expect("alive").is_none(), "the queue has room");
+    }
+    let mut right = vec![false; requests.len()];
+    for received in 0..requests.len() {
+        if received == 10 {
+            pool.zygotes().iter().for_each(|z| kill(*z as i32));
+        }
+        let (tag, verdict) = pool.verdicts().recv().expect("alive");
+        right[tag as usize] = verdict.calls[0].matches();
+    }
+    assert!(right.iter().all(|r| *r), "{right:?}");
+}
+
+/// A hundred quick answers.
+fn increments() -> Vec<Request> {
+    let quick = |i: u32| Request {
+        program: "def f(x):\n    return x + 1".to_owned(),
+        calls: vec![Call { args: i.to_string(), expect: Some((i + 1).to_string()) }],
+        profile: Profile::Answer,
+    };
+    (0..100).map(quick).collect()
+}
+
 /// Number of children of a process; none when it is gone.
 pub fn num_children(pid: u32) -> Option<usize> {
+    children(pid).map(|c| c.len())
+}
+
+fn children(pid: u32) -> Option<Vec<u32>> {
     let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
     let children = tasks.flatten().filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok());
-    Some(children.map(|c| c.split_whitespace().count()).sum())
+    Some(children.flat_map(|c| c.split_whitespace().filter_map(|p| p.parse().ok()).collect::<Vec<_>>()).collect())
 }
