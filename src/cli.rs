@@ -4,6 +4,7 @@ pub mod args;
 pub mod bench;
 pub mod bench_report;
 pub mod config;
+pub mod eval;
 pub mod exec;
 pub mod exec_bench;
 pub mod exec_request;
@@ -13,6 +14,7 @@ pub mod pretrain;
 pub mod score;
 pub mod selftest;
 pub mod selftest_ops;
+pub mod solve;
 pub mod train;
 
 use crate::cli::args::{Cli, Command};
@@ -31,5 +33,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Bench(args)) => bench::bench(args),
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Selftest(args)) => selftest::selftest(args),
+        Some(Command::Eval(args)) => eval::eval(args),
+        Some(Command::Solve(args)) => solve::solve(args),
     }
 }
