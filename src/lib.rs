@@ -147,6 +147,7 @@ pub mod eval {
     pub mod builtin;
     pub mod grade;
     pub mod math;
+    pub mod pretrained;
     pub mod protocol;
     pub mod report;
     pub mod run;
@@ -155,6 +156,7 @@ pub mod eval {
     pub mod template;
     #[cfg(test)]
     mod tests;
+    pub mod watch;
     pub mod words;
 }
 

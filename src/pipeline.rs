@@ -16,9 +16,12 @@ pub mod update;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use azr_tokenizer::Tokenizer;
 
 use crate::base::run_dir::{RunDir, publish};
 use crate::base::stop::StopFlag;
@@ -51,6 +54,39 @@ pub enum Start {
     Checkpoint(PathBuf),
 }
 
+/// What an examination may look at. The engine is idle before and after it.
+pub struct Exam<'a, B: Backend> {
+    /// The model.
+    pub decoder: &'a Decoder<B>,
+    /// Its rollout engine.
+    pub engine: &'a mut Engine<B>,
+    /// The executor.
+    pub pool: &'a Pool,
+    /// Text to tokens and back.
+    pub codec: &'a Codec,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Format of the run's prompts.
+    pub format: Format,
+    /// Tokens that end a text.
+    pub eos: &'a [u32],
+    /// Set by a signal: an examination then ends with [`Kind::Interrupted`].
+    pub stop: &'a StopFlag,
+}
+
+/// Measures the model between steps, without a way to change it: scores by name.
+pub type Examiner<'a, B> = &'a mut dyn FnMut(Exam<'_, B>) -> Result<BTreeMap<String, f64>>;
+
+/// What a run meets from outside.
+pub struct Outside<'a, B: Backend> {
+    /// Set by a signal.
+    pub stop: StopFlag,
+    /// Where progress goes.
+    pub console: &'a Console,
+    /// Who evaluates the model.
+    pub examine: Examiner<'a, B>,
+}
+
 /// Trains until the configured step, or until a signal. Ends with a checkpoint in either case.
 ///
 /// # Errors
@@ -61,9 +97,9 @@ pub fn train<B: Backend>(
     mut model: ModelFiles,
     dir: &RunDir,
     start: &Start,
-    stop: StopFlag,
-    console: &Console,
+    outside: Outside<'_, B>,
 ) -> Result<()> {
+    let Outside { stop, console, examine } = outside;
     let pool = Pool::start(&config.executor.pool(config.num_executors()))?;
     for layer in pool.missing_layers() {
         console.note(&format!("warning: the sandbox lacks {layer}"));
@@ -117,13 +153,24 @@ pub fn train<B: Backend>(
         }
     }
     let mut sinks = Sinks::open(dir, step)?;
+    if step == 0 && config.eval.every_steps > 0 {
+        let scores = examined(&mut run, &model, examine)?;
+        sinks.eval(step, &scores)?;
+        console.eval(step, &scores);
+    }
     let mut saved = (step, Instant::now());
     while step < config.steps {
         let done = run.step(step + 1);
         let interrupted = matches!(&done, Err(e) if e.kind() == Kind::Interrupted);
         if !interrupted {
-            let (metrics, trace) = done?;
+            let (mut metrics, trace) = done?;
             step += 1;
+            let every = config.eval.every_steps;
+            if every > 0 && (step % every == 0 || step == config.steps) {
+                let start = Instant::now();
+                metrics.eval = examined(&mut run, &model, examine)?;
+                metrics.eval_s = start.elapsed().as_secs_f64();
+            }
             sinks.step(&metrics, &trace)?;
             console.step(&metrics);
         }
@@ -144,6 +191,28 @@ pub fn train<B: Backend>(
     }
     console.finish();
     Ok(())
+}
+
+/// Scores of the model as it is; none after a signal, which the loop sees next.
+fn examined<B: Backend>(
+    run: &mut Run<B>,
+    model: &ModelFiles,
+    examine: Examiner<'_, B>,
+) -> Result<BTreeMap<String, f64>> {
+    let scores = examine(Exam {
+        decoder: run.trainer.decoder(),
+        engine: &mut run.engine,
+        pool: &run.pool,
+        codec: &run.codec,
+        tokenizer: &run.tokenizer,
+        format: run.rules.format,
+        eos: &model.eos,
+        stop: &run.stop,
+    });
+    match scores {
+        Err(e) if e.kind() == Kind::Interrupted => Ok(BTreeMap::new()),
+        scores => scores,
+    }
 }
 
 fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {

@@ -88,6 +88,12 @@ pub struct TrainArgs {
     /// Seed of every random draw [default: 1]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub seed: Option<u64>,
+    /// Evaluate the model every N steps: the built-in suite, and those of --eval-suite
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub eval_every: Option<u64>,
+    /// A further suite's file, as azr eval reads it; may be given again
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub eval_suite: Vec<PathBuf>,
     /// Named settings [default: tiny for the embedded model, else the paper's]
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Settings")]
     pub preset: Option<Preset>,

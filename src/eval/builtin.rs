@@ -1,4 +1,4 @@
-//! The built-in suite: tasks of the three types at three levels, of programs that the embedded model's pre-training has not
+//! The built-in suite: tasks of the three types at four levels, of programs that the embedded model's pre-training has not
 //! seen: each is built over a template that is not in the generator's grammar, and a test proves by normalised syntax that
 //! no program of the pre-training is among them. Values and sub-expressions are the grammar's, so that the vocabulary is
 //! known and the structure is new.
@@ -30,9 +30,38 @@ const MAX_CHUNKS: u64 = 64;
 /// Different outputs that ten inputs must have at least: fewer can be guessed.
 const MIN_OUTPUTS: usize = 3;
 
-/// Templates by level, as (code, description): one expression; steps and branches; loops. Holes are those of the
-/// generator's grammar.
-const TEMPLATES: [&[(&str, &str)]; 3] = [
+/// Templates by level, as (code, description): the grammar's expressions with numbers and slices that it has not; other
+/// expressions; steps and branches; loops. Holes are those of the generator's grammar.
+const TEMPLATES: [&[(&str, &str)]; 4] = [
+    &[
+        ("return $I + 6", "$I plus 6"),
+        ("return $I - 8", "$I minus 8"),
+        ("return $I * 4", "$I times 4"),
+        ("return $I // 6", "$I divided by 6"),
+        ("return $I % 9", "$I modulo 9"),
+        ("return max($i, 6)", "larger of $i and 6"),
+        ("return sum($L) + 6", "sum of $L plus 6"),
+        ("return len($S) * 4", "length of $S times 4"),
+        ("return $d.get('dog', 6) + len($d)", "value of 'dog' in $d or 6, plus size of $d"),
+        ("return [v + 6 for v in $L]", "each of $L plus 6"),
+        ("return [v * 4 for v in $L]", "each of $L times 4"),
+        ("return [v for v in $L if v > 6]", "$L that are above 6"),
+        ("return [v for v in $L if v < 8]", "$L that are below 8"),
+        ("return $L[::3]", "every third of $L"),
+        ("return $L[1:-1]", "all but the first and last of $L"),
+        ("return $L[3:]", "all from the fourth of $L"),
+        ("return $l + [6]", "$l with 6 added"),
+        ("return $S[::3]", "every third of $S"),
+        ("return $S[1:-1]", "all but the first and last of $S"),
+        ("return $S[3:]", "all from the fourth of $S"),
+        ("return $S[:4]", "first 4 of $S"),
+        ("return $S + 'z'", "$S followed by 'z'"),
+        ("return $s * 4", "$s 4 times"),
+        ("return $s.replace('a', 'z')", "$s with 'z' for 'a'"),
+        ("return [w + 'z' for w in $W]", "each of $W followed by 'z'"),
+        ("return $W[::3]", "every third of $W"),
+        ("return {k: v + 6 for k, v in $d.items()}", "$d with values plus 6"),
+    ],
     &[
         ("return max($L) - min($l)", "largest of $L minus smallest of $l"),
         ("return sum($L) - len($l)", "sum of $L minus length of $l"),
@@ -51,14 +80,14 @@ const TEMPLATES: [&[(&str, &str)]; 3] = [
         ("return $S.replace($c, '')", "$S without $c"),
         ("return $l[:len($l) // 2] + [$k]", "first half of $l with $k added"),
         ("return [w + str(len(w)) for w in $W]", "each of $W followed by its length"),
-        ("return '-'.join($W).upper()", "$W joined by '-' in upper case"),
+        ("return $g.join($W) + str(len($w))", "$W joined by $g followed by the size of $w"),
     ],
     &[
         ("$a = max($L)\nreturn [$a - v for v in $l]", "each of $l below the largest of $L"),
         ("$a = len($s) // 2\nreturn $s[$a:] + $s[:$a]", "halves of $s swapped"),
         ("$a = len($s) // 2\nreturn $s[:$a] + $g + $s[$a:]", "$s with $g in the middle"),
         ("$a = sum($L)\nif $a > $j:\n    return $a - $j\nreturn $a", "sum of $L, $j less if above $j"),
-        ("$a = sorted($L)\nreturn $a[-1] - $a[0] + $k", "largest minus smallest of $L plus $k"),
+        ("$a = sorted($L)\nreturn $a[-1] - $a[0] + $k", "spread of $L plus $k"),
         ("if len($l) > $q:\n    return $l[:$q]\nreturn $l + [$k]", "first $q of $l if longer, else with $k added"),
         (
             "$a = $i % $q\nif $a == 0:\n    return $i // $q\nreturn $i + $a",

@@ -267,21 +267,19 @@ impl Number {
     }
 }
 
-/// The number at the start of a text that goes on with a unit.
+/// The value at the start of a text that goes on with a unit.
 fn without_unit(text: &str) -> Option<&str> {
-    let inside = |c: char| c.is_ascii_digit() || matches!(c, '.' | ',' | '/' | '-' | '+' | ' ');
-    let at = text.find(|c| !inside(c)).unwrap_or(text.len());
-    // A fraction or root before the unit.
-    let at = if text[at..].starts_with("\\frac") || text[at..].starts_with("\\sqrt") {
-        at + text[at..].rfind('}')? + 1
-    } else {
-        at
+    let unit_from = |(at, c): (usize, char)| {
+        let (value, unit) = (text[..at].trim(), &text[at..]);
+        let (spaced, ends) =
+            (text[..at].ends_with(' '), value.ends_with(|c: char| c.is_ascii_digit() || "})".contains(c)));
+        let begins = c.is_alphabetic() && (spaced || text[..at].ends_with(|c: char| c.is_ascii_digit()));
+        let letters = unit.chars().all(|c| c.is_alphanumeric() || " /^.'-{}".contains(c));
+        let word: String = unit.chars().take_while(|c| c.is_alphabetic()).collect();
+        let known = word.len() > 1 && function(&word).is_none() || spaced && SHORT_UNITS.contains(&word.as_str());
+        (begins && letters && known && (ends || value.ends_with("\\pi"))).then_some(value)
     };
-    let (number, unit) = (text[..at].trim(), text[at..].trim());
-    let letters = unit.chars().all(|c| c.is_alphanumeric() || " /^.'-{}".contains(c));
-    let first: String = unit.chars().take_while(|c| c.is_alphabetic()).collect();
-    let known = first.len() > 1 && function(&first).is_none() || SHORT_UNITS.contains(&first.as_str());
-    (letters && known && !number.is_empty()).then_some(number)
+    text.char_indices().find_map(unit_from)
 }
 
 fn evaluate(text: &str) -> Option<[f64; 2]> {
@@ -509,6 +507,8 @@ mod tests {
             ("5", "5 \\text{ cm}^2"),
             ("5\\text{ cm}", "5"),
             ("3 m", "3"),
+            ("4\\pi\\text{ cm}^2", "4\\pi"),
+            ("5cm", "5"),
             ("\\frac{1}{2}", "1/2"),
             ("\\frac12", "0.5"),
             ("\\dfrac{3}{4}", "\\frac34"),

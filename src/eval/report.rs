@@ -92,15 +92,15 @@ fn row(suite: &str, records: &[&Record], ks: &[usize], seed: u64) -> Row {
 pub fn table(rows: &[Row]) -> String {
     let width = rows.iter().map(|r| r.suite.len()).max().unwrap_or(0).max("suite".len());
     let mut out = format!(
-        "{:width$}  {:>5}  {:>3}  {:8}  {:>6}  {:16}  {:>10}  {:>8}  {:>6}  {:>5}\n",
+        "{:width$}  {:>5}  {:>3}  {:8}  {:>6}  {:19}  {:>10}  {:>8}  {:>6}  {:>5}\n",
         "suite", "items", "n", "metric", "%", "95 % interval", "unanswered", "tokens", "calls", "cut"
     );
     for row in rows {
         for (i, m) in row.metrics.iter().enumerate() {
-            let span = format!("{:.1}-{:.1} {:.4}", 100.0 * m.interval.low, 100.0 * m.interval.high, m.interval.method);
+            let span = format!("{:.1}-{:.1} {}", 100.0 * m.interval.low, 100.0 * m.interval.high, m.interval.method);
             let _ = write!(
                 out,
-                "{:width$}  {:>5}  {:>3}  {:8}  {:>6.1}  {span:16}",
+                "{:width$}  {:>5}  {:>3}  {:8}  {:>6.1}  {span:19}",
                 row.suite,
                 row.num_items,
                 row.num_samples,
@@ -115,7 +115,7 @@ pub fn table(rows: &[Row]) -> String {
         }
     }
     out.push_str(
-        "Intervals: wilson (score interval of a share) or boot (bootstrap over items); tokens, calls of the \
+        "Intervals: wilson (score interval of a share) or bootstrap (over items); tokens, calls of the \
                   executor and cut-off completions are per sample.\n",
     );
     out

@@ -204,7 +204,7 @@ fn answer_of(question: &Question, part: &str) -> Option<String> {
     let trimmed = || Some(part.trim().to_owned()).filter(|t| !t.is_empty());
     match question {
         Question::Task(task) => fenced(task.kind, part),
-        Question::Code(_) => fenced(TaskKind::Induction, part).or_else(|| trimmed().filter(|t| t.contains("return"))),
+        Question::Code(_) => last_program(part).or_else(|| trimmed().filter(|t| t.contains("return"))),
         Question::Math { .. } => final_answer(part),
         Question::YesNo { .. } => {
             let said = marked_answer(part).and_then(|a| yes_or_no(&a)).or_else(|| yes_or_no(part))?;
@@ -220,6 +220,17 @@ fn fenced(kind: TaskKind, part: &str) -> Option<String> {
     let open = part.matches("```").count() % 2 == 1;
     let whole = format!("<answer>{part}{}</answer>", if open { "\n```" } else { "" });
     parse::answer(Format::Azr, kind, &[Piece::Text(whole)], true).answer
+}
+
+/// The last fence with a program, which may be open, with its indentation: a completion begins inside a function.
+fn last_program(part: &str) -> Option<String> {
+    let blocks: Vec<&str> = part.split("```").skip(1).step_by(2).collect();
+    let program = |block: &&str| {
+        let (tag, body) = block.split_once('\n')?;
+        let body = body.trim_end().trim_start_matches(['\n', '\r']);
+        (["", "python", "py", "python3"].contains(&tag.trim()) && !body.is_empty()).then(|| body.to_owned())
+    };
+    blocks.iter().rev().find_map(program)
 }
 
 #[cfg(test)]

@@ -173,6 +173,28 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// Evaluation while training. It has random numbers of its own and changes nothing of the training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Every so many steps, before the first and after the last; 0 is never.
+    pub every_steps: u64,
+    /// Programs of the built-in suite per level, each asked about in three ways; 0 leaves the suite out.
+    pub num_builtin: usize,
+    /// Files of further suites.
+    pub suites: Vec<String>,
+    /// Questions of each further suite; 0 takes all.
+    pub limit: usize,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig { every_steps: 0, num_builtin: 32, suites: Vec::new(), limit: 0, temperature: 0.0 }
+    }
+}
+
 /// A run. What is outside the tables may change between a run and its resumption without changing its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -201,6 +223,8 @@ pub struct Config {
     pub executor: ExecutorConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Evaluation while training.
+    pub eval: EvalConfig,
 }
 
 impl Default for Config {
@@ -218,6 +242,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             executor: ExecutorConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            eval: EvalConfig::default(),
         }
     }
 }
@@ -276,6 +301,7 @@ impl Config {
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
         in_range("train.entropy_coef", t.entropy_coef, -1.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
+        in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)
     }
 
