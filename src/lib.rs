@@ -125,9 +125,11 @@ pub mod rollout {
 /// Floor 5: the algorithm, pure.
 pub mod selfplay {
     pub mod advantage;
+    pub mod alarm;
     pub mod buffer;
     pub mod codec;
     pub mod config;
+    pub mod gate;
     pub mod intrinsic;
     pub mod monitor;
     pub mod parse;

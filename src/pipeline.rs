@@ -37,6 +37,7 @@ use crate::pipeline::generate::{Context, Rules};
 use crate::pipeline::state::Counters;
 use crate::pipeline::step::Run;
 use crate::rollout::engine::Engine;
+use crate::selfplay::alarm::{Alarms, OnCollapse};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::Duplicates;
@@ -138,13 +139,14 @@ pub fn train<B: Backend>(
         rules,
         buffers: Buffers::new(config.selfplay.buffer_size),
         seen: Seen::default(),
+        alarms: Alarms::default(),
         stop,
     };
     let mut step = 0;
     match restored {
         Some((buffers, counters)) => {
             step = counters.step;
-            (run.buffers, run.seen) = (buffers, counters.seen);
+            (run.buffers, run.seen, run.alarms) = (buffers, counters.seen, counters.alarms);
             console.note(&format!("resuming after step {step}"));
         }
         None => {
@@ -173,6 +175,9 @@ pub fn train<B: Backend>(
             }
             sinks.step(&metrics, &trace)?;
             console.step(&metrics);
+            if let Some(lasting) = metrics.alarms.values().max() {
+                on_alarm(&run, dir, &model, step, *lasting)?;
+            }
         }
         let c = &config.checkpoint;
         let by_step = c.every_steps > 0 && step % c.every_steps == 0;
@@ -215,8 +220,37 @@ fn examined<B: Backend>(
     }
 }
 
+/// Ends a run that collapses, where the configuration wants that.
+fn on_alarm<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64, lasting: u64) -> Result<()> {
+    let from = match run.config.alarm.on_collapse {
+        OnCollapse::Warn => return Ok(()),
+        OnCollapse::Stop => {
+            save(run, dir, model, step)?;
+            step
+        }
+        OnCollapse::Rollback => {
+            let healthy = step.saturating_sub(lasting);
+            let (keep, go): (Vec<u64>, Vec<u64>) = dir.checkpoints().into_iter().partition(|s| *s <= healthy);
+            // Without a healthy one, the oldest is the best there is.
+            for old in go.iter().skip(usize::from(keep.is_empty())) {
+                let path = dir.checkpoint(*old);
+                std::fs::remove_dir_all(&path).map_err(|e| Error::io("delete", &path, &e))?;
+            }
+            keep.last().or(go.first()).copied().unwrap_or(0)
+        }
+    };
+    // Going on by itself would repeat the same steps: something has to change.
+    Err(Error::failure(format!("the run collapses: an alarm has lasted for {lasting} steps at step {step}")).with_hint(
+        format!(
+            "see the alarms in metrics.jsonl; go on from step {from} with other settings: azr --resume {} --set \
+             selfplay.gate.max_guess=0.7 --set alarm.on_collapse=\"warn\"",
+            dir.root().display()
+        ),
+    ))
+}
+
 fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {
-    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone());
+    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone(), run.alarms.clone());
     state::save(dir, &model.companions, &run.trainer, &run.buffers, &counters)
 }
 

@@ -81,7 +81,7 @@ impl Console {
             m.steps_per_hour,
             accuracy(&m.eval),
             duration(left)
-        )
+        ) + &alarms(&m.alarms)
     }
 
     /// Ends the display.
@@ -96,6 +96,12 @@ impl Console {
 fn accuracy(scores: &BTreeMap<String, f64>) -> String {
     let parts: Vec<String> = scores.iter().map(|(suite, x)| format!("{suite} {:.1}%", 100.0 * x)).collect();
     if parts.is_empty() { String::new() } else { format!("  eval: {}", parts.join(", ")) }
+}
+
+/// Alarms by name, nothing where there are none.
+fn alarms(lasting: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = lasting.iter().map(|(name, steps)| format!("{name} for {steps} steps")).collect();
+    if parts.is_empty() { String::new() } else { format!("  ALARM: {}", parts.join(", ")) }
 }
 
 fn duration(d: Duration) -> String {
@@ -117,5 +123,7 @@ mod tests {
         m.eval.insert("builtin/deduction".into(), 0.125);
         let line = Console::new(10, true).line(&m);
         assert!(line.contains("  eval: builtin/deduction 12.5%  left"), "{line}");
+        m.alarms.insert("entropy".into(), 7);
+        assert!(Console::new(10, true).line(&m).ends_with("  ALARM: entropy for 7 steps"));
     }
 }

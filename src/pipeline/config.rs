@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
+use crate::selfplay::alarm::OnCollapse;
 use crate::selfplay::config::SelfPlayConfig;
 use crate::train::loss::LossAggregation;
 use crate::train::optim::OptimConfig;
@@ -173,6 +174,22 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// Signs of a collapse.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlarmConfig {
+    /// What is done about an alarm.
+    pub on_collapse: OnCollapse,
+    /// Steps that a sign must last for.
+    pub patience: u64,
+}
+
+impl Default for AlarmConfig {
+    fn default() -> Self {
+        AlarmConfig { on_collapse: OnCollapse::Warn, patience: 10 }
+    }
+}
+
 /// Evaluation while training. It has random numbers of its own and changes nothing of the training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -223,6 +240,8 @@ pub struct Config {
     pub executor: ExecutorConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Signs of a collapse.
+    pub alarm: AlarmConfig,
     /// Evaluation while training.
     pub eval: EvalConfig,
 }
@@ -242,6 +261,7 @@ impl Default for Config {
             train: TrainConfig::default(),
             executor: ExecutorConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            alarm: AlarmConfig::default(),
             eval: EvalConfig::default(),
         }
     }
@@ -300,6 +320,7 @@ impl Config {
         in_range("train.clip_low", t.clip_low, 0.0, 1.0)?;
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
         in_range("train.entropy_coef", t.entropy_coef, -1.0, 1.0)?;
+        in_range("selfplay.gate.max_guess", s.gate.max_guess, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
         in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)
