@@ -88,10 +88,10 @@ pub struct TrainArgs {
     /// Seed of every random draw [default: 1]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub seed: Option<u64>,
-    /// Evaluate the model every N steps: the built-in suite, and those of --eval-suite
+    /// Evaluate the model every N steps, before the first and after the last
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub eval_every: Option<u64>,
-    /// A further suite's file, as azr eval reads it; may be given again
+    /// What to evaluate on, as azr eval takes it; may be given again [default: builtin]
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub eval_suite: Vec<PathBuf>,
     /// Named settings [default: tiny for the embedded model, else the paper's]
@@ -402,7 +402,8 @@ Suites are JSON lines (or one JSON array) in their public formats, recognised fr
   strategyqa     question, answer true or false
   drop           passage, question, answers_spans or answer and validated_answers; or DROP's own file
   azr            kind, program, pairs: tasks as self-play stores them
-builtin is a suite of generated tasks that the embedded model's pre-training has not seen.
+builtin holds generated tasks over program templates that the embedded model's pre-training has not seen; grammar holds
+easier ones, over programs of its own generator that were left out.
 
 Programs run in the sandbox on RustPython. Tests that import numpy get a stand-in for numpy.allclose; other modules
 outside the standard library are not there. MBPP+ is read as a data set (`test`), not as EvalPlus's own file.
@@ -467,13 +468,13 @@ fn at_least_one() -> impl TypedValueParser<Value = usize> {
 /// Options of `eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
-    /// A suite's file, or builtin; may be given again
+    /// A suite's file, builtin or grammar; may be given again
     #[arg(long = "suite", value_name = "FILE", default_value = "builtin")]
     pub suites: Vec<PathBuf>,
     /// Format of the files [default: by their fields]
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Format::NAMED.map(|f| f.0)))]
     pub format: Option<String>,
-    /// First N questions of each suite; of builtin, N of each task type and level
+    /// First N questions of each suite; of builtin and grammar, N of each task type and level
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub limit: Option<usize>,
     /// Samples per question

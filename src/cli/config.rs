@@ -56,7 +56,9 @@ impl Layers {
             layers.set(key.trim(), value_of(text.trim()), "--set")?;
         }
         let number = |n: usize| Value::Integer(n as i64);
-        let suites = || Value::Array(args.eval_suite.iter().map(|p| Value::String(absolute(p))).collect());
+        let suite =
+            |p: &std::path::PathBuf| Value::String(if p.exists() { absolute(p) } else { p.display().to_string() });
+        let suites = || Value::Array(args.eval_suite.iter().map(suite).collect());
         let flags = [
             ("weights", args.weights.as_ref().map(|p| Value::String(absolute(p)))),
             ("steps", args.steps.map(|n| number(n as usize))),

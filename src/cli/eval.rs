@@ -34,7 +34,7 @@ const MAX_NEW: [usize; 2] = [128, 2048];
 /// Temperature of several samples.
 const SAMPLED: f32 = 0.8;
 /// Tasks of the built-in suite per type and level.
-pub const NUM_BUILTIN: usize = 128;
+const NUM_BUILTIN: usize = 128;
 
 /// Does what the command line says.
 ///
@@ -44,15 +44,17 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some([a, b]) = args.compare.as_deref() {
         return compare(a, b, args.json);
     }
-    let (format, items) = (args.format.as_deref().and_then(format_named), &args.suites);
+    let format = args.format.as_deref().and_then(format_named);
+    let (generated, files): (Vec<&PathBuf>, Vec<&PathBuf>) =
+        args.suites.iter().partition(|p| [builtin::NAME, builtin::GRAMMAR].iter().any(|n| p.as_os_str() == *n));
     let mut suites = Vec::new();
-    for path in items.iter().filter(|p| p.as_os_str() != builtin::NAME) {
+    for path in files {
         suites.extend(read(path, format, args.limit)?);
     }
-    let with_builtin = args.suites.iter().any(|p| p.as_os_str() == builtin::NAME);
     let mut loaded = Loaded::open(&args.answer, args.samples)?;
-    if with_builtin {
-        suites.extend(builtin::items(&loaded.pool, args.limit.unwrap_or(NUM_BUILTIN))?);
+    for name in generated {
+        let count = args.limit.unwrap_or(NUM_BUILTIN);
+        suites.extend(builtin::items(&name.to_string_lossy(), &loaded.pool, count)?.unwrap_or_default());
     }
     if args.samples > 1 && loaded.settings.temperature == 0.0 {
         return Err(Error::usage("greedy samples are all the same").with_hint("give --temperature above 0"));

@@ -3,7 +3,10 @@
 //! no program of the pre-training is among them. Values and sub-expressions are the grammar's, so that the vocabulary is
 //! known and the structure is new.
 //!
-//! The suite depends on nothing but the number of tasks asked for: a smaller one is the beginning of a larger one.
+//! Beside it, `grammar` holds the generator's own programs from indices that pre-training leaves out: easier, because small
+//! programs come back under many indices.
+//!
+//! The suites depend on nothing but the number of tasks asked for: a smaller one is the beginning of a larger one.
 
 use std::collections::HashSet;
 
@@ -12,19 +15,25 @@ use crate::base::rng::{Purpose, Rng};
 use crate::error::{Error, Result};
 use crate::exec::normal_form::normal_form;
 use crate::exec::pool::Pool;
-use crate::pretrain::corpus::{Executed, execute_programs, inputs};
-use crate::pretrain::generator;
+use crate::pretrain::corpus::{Executed, HELD_OUT_EVERY, execute_programs, inputs, numbered};
+use crate::pretrain::generator::{self, Program};
 use crate::selfplay::prompt::NUM_INDUCTION_INPUTS;
 use crate::selfplay::task::TaskKind;
 
 /// Name of the suite.
 pub const NAME: &str = "builtin";
+/// Name of the suite of the generator's own programs.
+pub const GRAMMAR: &str = "grammar";
 /// Task types.
 pub const KINDS: [TaskKind; 3] = [TaskKind::Deduction, TaskKind::Abduction, TaskKind::Induction];
 /// Seed of programs and inputs; no other stream of random numbers has its purpose with it.
 const SEED: u64 = 0x6865_6c64_6f75_7421;
 /// Programs that are drawn and run at a time.
 const CHUNK: u64 = 256;
+/// Levels of the generator.
+const GRAMMAR_LEVELS: usize = 3;
+/// Seed of the embedded model's pre-training.
+const PRETRAINING_SEED: u64 = 1;
 /// Chunks after which a level that has not filled is an error.
 const MAX_CHUNKS: u64 = 64;
 /// Different outputs that ten inputs must have at least: fewer can be guessed.
@@ -147,16 +156,21 @@ const TEMPLATES: [&[(&str, &str)]; 4] = [
     ],
 ];
 
-/// The suite with `count` programs per level, each in the three task types.
+/// A suite by name with `count` programs per level, each in the three task types; none when the name is not a suite's.
 ///
 /// # Errors
 /// When the executor stops, or runs so little that a level does not fill.
-pub fn items(pool: &Pool, count: usize) -> Result<Vec<Item>> {
+pub fn items(name: &str, pool: &Pool, count: usize) -> Result<Option<Vec<Item>>> {
+    let num_levels = match name {
+        NAME => TEMPLATES.len(),
+        GRAMMAR => GRAMMAR_LEVELS,
+        _ => return Ok(None),
+    };
     let mut items = Vec::new();
-    for level in 1..=TEMPLATES.len() {
-        let programs = programs(pool, level, count)?;
+    for level in 1..=num_levels {
+        let programs = programs(name, pool, level, count)?;
         for kind in KINDS {
-            let suite = format!("{NAME}/{}/{level}", kind.name());
+            let suite = format!("{name}/{}/{level}", kind.name());
             items.extend(programs.iter().enumerate().map(|(i, p)| Item {
                 suite: suite.clone(),
                 id: i.to_string(),
@@ -166,19 +180,26 @@ pub fn items(pool: &Pool, count: usize) -> Result<Vec<Item>> {
     }
     // By type first, as the table is.
     items.sort_by(|a, b| a.suite.cmp(&b.suite));
-    Ok(items)
+    Ok(Some(items))
 }
 
-fn programs(pool: &Pool, level: usize, count: usize) -> Result<Vec<Executed>> {
+/// Candidate number `index` of a level.
+fn draw(name: &str, level: usize, index: u64) -> (Program, Vec<String>) {
+    if name == GRAMMAR {
+        return numbered(PRETRAINING_SEED, index * HELD_OUT_EVERY);
+    }
+    let mut rng = Rng::new(SEED, Purpose::Eval, index, level as u32);
+    let program = generator::program_of(&mut rng, level as u8, TEMPLATES[level - 1]);
+    let inputs = inputs(&mut rng, &program.params);
+    (program, inputs)
+}
+
+fn programs(name: &str, pool: &Pool, level: usize, count: usize) -> Result<Vec<Executed>> {
     let mut found: Vec<Executed> = Vec::new();
     let mut known = HashSet::new();
     for chunk in 0..MAX_CHUNKS {
-        let drawn = (chunk * CHUNK..(chunk + 1) * CHUNK).map(|index| {
-            let mut rng = Rng::new(SEED, Purpose::Eval, index, level as u32);
-            let program = generator::program_of(&mut rng, level as u8, TEMPLATES[level - 1]);
-            let inputs = inputs(&mut rng, &program.params);
-            (program, inputs)
-        });
+        let drawn = (chunk * CHUNK..(chunk + 1) * CHUNK).map(|index| draw(name, level, index));
+        let drawn = drawn.filter(|(program, _)| usize::from(program.level) == level);
         for executed in execute_programs(pool, drawn.collect())? {
             let outputs: HashSet<&str> = executed.pairs.iter().map(|p| p.output.as_str()).collect();
             let whole = executed.pairs.len() == NUM_INDUCTION_INPUTS && outputs.len() >= MIN_OUTPUTS;
@@ -192,6 +213,6 @@ fn programs(pool: &Pool, level: usize, count: usize) -> Result<Vec<Executed>> {
             }
         }
     }
-    Err(Error::config(format!("the built-in suite has {} programs of level {level}, not {count}", found.len()))
+    Err(Error::config(format!("the suite {name} has {} programs of level {level}, not {count}", found.len()))
         .with_hint("ask for fewer with --limit"))
 }

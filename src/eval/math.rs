@@ -45,7 +45,7 @@ pub fn final_answer(text: &str) -> Option<String> {
 /// What a text marks as its answer: what is boxed, else what follows `####`, else what follows the last "answer is" or
 /// "answer:".
 pub fn marked_answer(text: &str) -> Option<String> {
-    let marked = boxed(text).or_else(|| Some(text.rsplit_once("####")?.1.trim().lines().next()?));
+    let marked = boxed(text).or_else(|| text.rsplit_once("####").and_then(|(_, after)| after.trim().lines().next()));
     if let Some(found) = marked {
         return Some(found.trim().to_owned()).filter(|a| !a.is_empty());
     }

@@ -24,7 +24,9 @@ const FIRST_ID: u64 = 1 << 63;
 /// The suites that a run is evaluated on.
 pub struct Watch {
     items: Vec<Item>,
-    /// Programs per level of the built-in suite, until they have been made.
+    /// Generated suites, until they have been made.
+    generated: Vec<String>,
+    /// Programs of each of their levels.
     num_builtin: usize,
     temperature: f32,
     max_new: usize,
@@ -37,13 +39,18 @@ impl Watch {
     /// # Errors
     /// When a suite cannot be read.
     pub fn open(config: &Config) -> Result<Watch> {
-        let mut items = Vec::new();
+        let (mut items, mut generated) = (Vec::new(), Vec::new());
         let limit = Some(config.eval.limit).filter(|n| *n > 0);
-        for path in config.eval.suites.iter().filter(|_| config.eval.every_steps > 0) {
-            items.extend(read(Path::new(path), None, limit)?);
+        for suite in config.eval.suites.iter().filter(|_| config.eval.every_steps > 0) {
+            if [builtin::NAME, builtin::GRAMMAR].contains(&suite.as_str()) {
+                generated.push(suite.clone());
+            } else {
+                items.extend(read(Path::new(suite), None, limit)?);
+            }
         }
         Ok(Watch {
             items,
+            generated,
             num_builtin: config.eval.num_builtin,
             temperature: config.eval.temperature as f32,
             max_new: config.rollout.max_solve,
@@ -56,9 +63,8 @@ impl Watch {
     /// # Errors
     /// When the model or the executor fails, or on a stop signal.
     pub fn examine<B: Backend>(&mut self, exam: Exam<'_, B>) -> Result<BTreeMap<String, f64>> {
-        if self.num_builtin > 0 {
-            self.items.extend(builtin::items(exam.pool, self.num_builtin)?);
-            self.num_builtin = 0;
+        for suite in std::mem::take(&mut self.generated) {
+            self.items.extend(builtin::items(&suite, exam.pool, self.num_builtin)?.unwrap_or_default());
         }
         let name = if exam.format == Format::Compact { "compact" } else { "azr" };
         let template = Template::named(name, exam.tokenizer)?;

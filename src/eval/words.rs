@@ -8,7 +8,7 @@ pub fn yes_or_no(text: &str) -> Option<bool> {
         "no" | "false" => Some(false),
         _ => None,
     };
-    words.clone().next().and_then(meaning).or_else(|| words.filter_map(meaning).last())
+    words.clone().next().and_then(meaning).or_else(|| words.filter_map(meaning).next_back())
 }
 
 /// Exact match (0 or 1) and F1 of an answer against the best of several golds, each of one or more spans.

@@ -196,11 +196,11 @@ impl Default for AlarmConfig {
 pub struct EvalConfig {
     /// Every so many steps, before the first and after the last; 0 is never.
     pub every_steps: u64,
-    /// Programs of the built-in suite per level, each asked about in three ways; 0 leaves the suite out.
-    pub num_builtin: usize,
-    /// Files of further suites.
+    /// Suites: files, or builtin and grammar.
     pub suites: Vec<String>,
-    /// Questions of each further suite; 0 takes all.
+    /// Programs per level of builtin and grammar, each asked about in three ways.
+    pub num_builtin: usize,
+    /// Questions of each file; 0 takes all.
     pub limit: usize,
     /// Sampling temperature; 0 is greedy.
     pub temperature: f64,
@@ -208,7 +208,7 @@ pub struct EvalConfig {
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        EvalConfig { every_steps: 0, num_builtin: 32, suites: Vec::new(), limit: 0, temperature: 0.0 }
+        EvalConfig { every_steps: 0, suites: vec!["builtin".to_owned()], num_builtin: 32, limit: 0, temperature: 0.0 }
     }
 }
 
@@ -286,6 +286,8 @@ impl Config {
             ("executor.cpu_ms_propose", e.cpu_ms_propose as usize),
             ("executor.cpu_ms_answer", e.cpu_ms_answer as usize),
             ("executor.memory_mib", e.memory_mib as usize),
+            ("eval.num_builtin", self.eval.num_builtin),
+            ("alarm.patience", self.alarm.patience as usize),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
             return Err(Error::config(format!("{name} must be at least 1")));

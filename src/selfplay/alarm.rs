@@ -111,7 +111,8 @@ mod tests {
 
     #[test]
     fn every_sign_is_seen_once_it_lasts() {
-        let cases: [(&str, fn(&mut Vitals)); 6] = [
+        type Worsen = fn(&mut Vitals);
+        let cases: [(&str, Worsen); 6] = [
             ("unique_programs", |v| v.unique_programs = 0.4),
             ("unique_answers", |v| v.unique_answers = 0.2),
             ("success_rates", |v| v.informative = 0.0),

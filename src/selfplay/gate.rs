@@ -95,7 +95,7 @@ fn vary(value: &Value, i: usize) -> Value {
         items
     };
     match value {
-        Value::Bool(b) => Value::Bool(*b ^ (i % 2 == 0)),
+        Value::Bool(b) => Value::Bool(*b ^ i.is_multiple_of(2)),
         Value::Int(n) => Value::Int(n + BigInt::from(step)),
         Value::Float(x) => Value::Float(x + f64::from(step)),
         Value::Str(s) => Value::Str(match i % NUM_VARIED {
@@ -120,7 +120,9 @@ mod tests {
 
     #[test]
     fn what_teaches_nothing_is_refused_by_its_own_rule() {
-        let cases: [(&[(&str, &str)], &str, fn(&mut GateConfig)); 4] = [
+        type Values = &'static [(&'static str, &'static str)];
+        type Off = fn(&mut GateConfig);
+        let cases: [(Values, &str, Off); 4] = [
             (&[("1", "7"), ("2", "7"), ("3", "7")], "ignores", |g| g.constant = false),
             (&[("1", "1"), ("'a'", "\"a\""), ("[1]", "[1]")], "returns its input", |g| g.identity = false),
             (&[("1", "True"), ("2", "False"), ("3", "None")], "coin flip", |g| g.coin_flips = false),

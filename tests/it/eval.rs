@@ -62,7 +62,8 @@ fn every_format_tells_right_answers_from_wrong_ones() {
 #[test]
 fn the_built_in_suite_holds_no_program_of_the_pre_training() {
     let pool = pool();
-    let items = builtin::items(&pool, 250).expect("the suite fills");
+    let suite = |count| builtin::items(builtin::NAME, &pool, count).expect("the suite fills").expect("it exists");
+    let items = suite(250);
     let mut programs: HashSet<String> = HashSet::new();
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for item in &items {
@@ -73,7 +74,7 @@ fn the_built_in_suite_holds_no_program_of_the_pre_training() {
     assert!(counts.len() == 3 && counts.values().all(|n| *n == 1000), "{counts:?}");
     assert!(programs.len() > 500, "{} programs", programs.len());
     // A smaller suite is its beginning.
-    let few = builtin::items(&pool, 5).expect("the suite fills");
+    let few = suite(5);
     assert!(few.iter().all(|i| items.contains(i)) && few.len() == 60);
     // The embedded model saw 16 million tokens of seed 1; some more, because chunks differ in length.
     let codec = compact_codec(Tokenizer::embedded()).expect("the vocabulary has the special tokens");
@@ -147,6 +148,64 @@ fn a_question_is_solved_with_its_trace_and_costs() {
 }
 
 #[test]
+fn the_gate_counts_and_explains_what_it_refuses() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    let sets = [
+        "selfplay.batch_size=24",
+        "selfplay.seed_factor=1",
+        "selfplay.num_probes=1",
+        "selfplay.gate.identity=true",
+        "selfplay.gate.constant=true",
+        "selfplay.gate.coin_flips=true",
+        "selfplay.gate.max_guess=0.7",
+    ];
+    let mut args = vec!["--steps", "2", "--out", text(&out)];
+    args.extend(sets.iter().flat_map(|s| ["--set", s]));
+    let output = run(&args);
+    expect_code(&output, 0);
+    let refused = |r: &&Value| r["verdict"].as_str().is_some_and(|v| v.starts_with("gate: "));
+    let trace = json_lines(&out.join("trace.jsonl"));
+    let explained = trace.iter().filter(refused).count() as u64;
+    let metrics = json_lines(&out.join("metrics.jsonl"));
+    let counts = metrics.iter().flat_map(|m| m["rejections"].as_object().expect("a map").clone());
+    let counted: u64 = counts.filter(|(why, _)| why.starts_with("gate: ")).filter_map(|(_, n)| n.as_u64()).sum();
+    assert!(explained > 0 && explained == counted, "{explained} {counted}");
+    assert!(trace.iter().filter(refused).all(|r| r["success_rate"].is_null() && r["gold"].is_null()));
+}
+
+#[test]
+fn a_run_that_collapses_goes_back_to_its_last_healthy_checkpoint() {
+    // A learning rate that destroys the model within a step.
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    let sets = [
+        "selfplay.batch_size=4",
+        "selfplay.seed_factor=1",
+        "selfplay.num_probes=2",
+        "train.learning_rate=0.1",
+        "alarm.patience=2",
+        "alarm.on_collapse=rollback",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=0",
+        "rollout.max_propose=32",
+        "rollout.max_solve=16",
+    ];
+    let mut args = vec!["--steps", "40", "--out", text(&out)];
+    args.extend(sets.iter().flat_map(|s| ["--set", s]));
+    let output = run(&args);
+    expect_code(&output, 1);
+    assert!(stderr(&output).contains("the run collapses"), "{}", stderr(&output));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("ALARM: "), "{output:?}");
+    let metrics = json_lines(&out.join("metrics.jsonl"));
+    let last = metrics.last().expect("a step");
+    let step = last["step"].as_u64().expect("a number");
+    let lasting = last["alarms"].as_object().expect("alarms").values().filter_map(Value::as_u64).max();
+    let kept = azr::base::run_dir::RunDir::at(&out).checkpoints();
+    assert_eq!(kept.last().copied(), Some(step - lasting.expect("a number")), "{kept:?}");
+}
+
+#[test]
 fn any_model_answers_in_words() {
     // A tiny random model: what it says is noise, but prompts, turns and costs are those of a large one.
     let dir = tempfile::tempdir().expect("a folder");
@@ -193,7 +252,7 @@ fn evaluation_while_training_is_logged_everywhere_and_changes_no_bit() {
         expect_code(&output, 0);
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    let lines = train("with", &["--eval-every", "2", "--eval-suite", text(&suite)]);
+    let lines = train("with", &["--eval-every", "2", "--eval-suite", text(&suite), "--eval-suite", "builtin"]);
     train("without", &[]);
     let last = |name: &str| crate::command::hash(&crate::command::checkpoint(&out(name), 3));
     assert_eq!(last("with"), last("without"));
