@@ -447,6 +447,9 @@ pub struct AnswerArgs {
     /// Print what was said to standard error
     #[arg(long, help_heading = "Protocol")]
     pub show_trace: bool,
+    /// Where the model runs
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Device::Auto, help_heading = "Machine")]
+    pub device: Device,
     /// Compute threads [default: all cores]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub threads: Option<usize>,

@@ -10,7 +10,9 @@ use serde_json::{Value as Json, json};
 use crate::base::run_dir::publish;
 use crate::base::stop::StopFlag;
 use crate::cli::args::{AnswerArgs, EvalArgs, SandboxMode};
+use crate::cli::train::gpu;
 use crate::compute::cpu::backend::CpuBackend;
+use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::eval::protocol::{Protocol, Settings, Turn};
 use crate::eval::run::{Model, Record, run, stop_tokens};
@@ -25,8 +27,6 @@ use crate::selfplay::codec::Codec;
 use crate::selfplay::prompt;
 use crate::weights::model_files::ModelFiles;
 
-/// Samples at once.
-const MAX_RUNNING: usize = 64;
 /// Tokens that the KV cache holds at least.
 const KV_TOKENS: usize = 1 << 16;
 /// Longest completion of the embedded model's kind, and of others, in tokens.
@@ -44,6 +44,25 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     if let Some([a, b]) = args.compare.as_deref() {
         return compare(a, b, args.json);
     }
+    match gpu(args.answer.device)? {
+        Some(gpu) => evaluate(args, gpu),
+        None => evaluate(args, cpu(&args.answer)?),
+    }
+}
+
+/// The CPU with the threads that the options name.
+///
+/// # Errors
+/// When the threads cannot be had.
+pub(crate) fn cpu(args: &AnswerArgs) -> Result<CpuBackend> {
+    CpuBackend::new(args.threads.unwrap_or_else(cores))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+fn evaluate<B: Backend>(args: &EvalArgs, backend: B) -> Result<()> {
     let format = args.format.as_deref().and_then(format_named);
     let (generated, files): (Vec<&PathBuf>, Vec<&PathBuf>) =
         args.suites.iter().partition(|p| [builtin::NAME, builtin::GRAMMAR].iter().any(|n| p.as_os_str() == *n));
@@ -51,7 +70,7 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
     for path in files {
         suites.extend(read(path, format, args.limit)?);
     }
-    let mut loaded = Loaded::open(&args.answer, args.samples)?;
+    let mut loaded = Loaded::open(&args.answer, args.samples, backend)?;
     for name in generated {
         let count = args.limit.unwrap_or(NUM_BUILTIN);
         suites.extend(builtin::items(&name.to_string_lossy(), &loaded.pool, count)?.unwrap_or_default());
@@ -77,11 +96,12 @@ fn format_named(name: &str) -> Option<Format> {
 }
 
 /// What was evaluated and how, for the results file.
-fn config(args: &EvalArgs, loaded: &Loaded) -> Json {
+fn config(args: &EvalArgs, loaded: &Loaded<impl Backend>) -> Json {
     let s = &loaded.settings;
     json!({
         "model": "azr",
         "model_args": args.answer.weights.as_ref().map_or("embedded".to_owned(), |w| w.display().to_string()),
+        "device": loaded.decoder.backend().describe(),
         "limit": args.limit,
         "random_seed": args.answer.seed,
         "template": args.answer.template,
@@ -135,9 +155,9 @@ pub(crate) fn print_trace(title: &str, trace: &[Turn]) {
 }
 
 /// A model ready to answer, and the executor.
-pub(crate) struct Loaded {
-    decoder: Decoder<CpuBackend>,
-    engine: Engine<CpuBackend>,
+pub(crate) struct Loaded<B: Backend> {
+    decoder: Decoder<B>,
+    engine: Engine<B>,
     codec: Codec,
     tokenizer: Arc<Tokenizer>,
     eos: Vec<u32>,
@@ -148,12 +168,12 @@ pub(crate) struct Loaded {
     pub(crate) settings: Settings,
 }
 
-impl Loaded {
+impl<B: Backend> Loaded<B> {
     /// Opens model and executor as the options say.
     ///
     /// # Errors
     /// When one of them cannot be had, or they do not fit the options.
-    pub(crate) fn open(args: &AnswerArgs, num_samples: usize) -> Result<Self> {
+    pub(crate) fn open(args: &AnswerArgs, num_samples: usize, backend: B) -> Result<Self> {
         let mut model = match &args.weights {
             None => ModelFiles::embedded()?,
             Some(path) => ModelFiles::open(path)?,
@@ -179,7 +199,6 @@ impl Loaded {
         if !(0.0..=100.0).contains(&settings.temperature) {
             return Err(Error::usage("--temperature lies between 0 and 100"));
         }
-        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let pool = Pool::start(&PoolConfig {
             num_workers: args.executors.unwrap_or_else(cores),
             cpu_ms_answer: args.cpu_ms,
@@ -194,16 +213,15 @@ impl Loaded {
         model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(args.context.max(1));
         let context = model.spec.max_position_embeddings;
         let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-        let backend = CpuBackend::new(args.threads.unwrap_or_else(cores))?;
-        let decoder = Decoder::new(backend, model.spec, &weights, false);
-        let limits = Engine::<CpuBackend>::limits(MAX_RUNNING, context, KV_TOKENS.max(context));
+        let decoder = Decoder::new(backend, model.spec, &weights, false)?;
+        let limits = Engine::<B>::limits(decoder.backend().num_running(), context, KV_TOKENS.max(context));
         let engine = Engine::new(&decoder, limits, args.seed)?;
         let stop = StopFlag::on_signals()?;
         Ok(Loaded { decoder, engine, codec, tokenizer, eos: model.eos, stop, pool, settings })
     }
 
     /// The model as a voice.
-    pub(crate) fn parts(&mut self) -> (Model<'_, CpuBackend>, &Pool) {
+    pub(crate) fn parts(&mut self) -> (Model<'_, B>, &Pool) {
         let stop_tokens = stop_tokens(self.settings.template, &self.codec, &self.eos);
         let model = Model {
             decoder: &self.decoder,

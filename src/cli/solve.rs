@@ -6,7 +6,9 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::cli::args::SolveArgs;
-use crate::cli::eval::{Loaded, print, print_trace};
+use crate::cli::eval::{Loaded, cpu, print, print_trace};
+use crate::cli::train::gpu;
+use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::eval::protocol::Attempt;
 use crate::eval::run::work;
@@ -33,7 +35,14 @@ pub fn solve(args: &SolveArgs) -> Result<()> {
         return Err(Error::usage("there is no question").with_hint("give it as an argument, a file or standard input"));
     }
     let question = read_question(&text).map_err(|e| Error::config(format!("the question: {e}")))?;
-    let mut loaded = Loaded::open(&args.answer, 1)?;
+    match gpu(args.answer.device)? {
+        Some(gpu) => answer(args, question, gpu),
+        None => answer(args, question, cpu(&args.answer)?),
+    }
+}
+
+fn answer<B: Backend>(args: &SolveArgs, question: Question, backend: B) -> Result<()> {
+    let mut loaded = Loaded::open(&args.answer, 1, backend)?;
     let settings = loaded.settings;
     if matches!(question, Question::Open(_)) && settings.template == crate::eval::template::Template::Compact {
         return Err(Error::usage("the embedded model answers tasks only, not questions in words")
