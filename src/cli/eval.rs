@@ -195,6 +195,7 @@ impl<B: Backend> Loaded<B> {
             budget: args.budget.unwrap_or(usize::MAX),
             num_paths: args.paths,
             num_rounds: args.rounds,
+            keep_trace: args.show_trace,
         };
         if !(0.0..=100.0).contains(&settings.temperature) {
             return Err(Error::usage("--temperature lies between 0 and 100"));

@@ -600,4 +600,21 @@ mod tests {
             assert_eq!(final_answer(text).as_deref(), answer, "{text}");
         }
     }
+
+    #[test]
+    fn any_text_is_compared_without_a_panic_and_the_same_either_way() {
+        use crate::base::rng::{Purpose, Rng};
+        const PARTS: [&str; 32] = [
+            "1", "23", ".", ",", "-", "+", "/", "^", "(", ")", "[", "]", "{", "}", "\\frac", "\\sqrt", "\\pm", "\\{",
+            "\\}", "\\pi", "x", "e", " ", "%", "$", "=", "\\text{", "cm", "!", "\\boxed{", "\u{b0}", "####",
+        ];
+        let mut rng = Rng::new(3, Purpose::Test, 0, 0);
+        let mut text = || (0..rng.below(12)).map(|_| *rng.choose(&PARTS)).collect::<String>();
+        for _ in 0..20_000 {
+            let (a, b) = (text(), text());
+            assert_eq!(same(&a, &b, None), same(&b, &a, None), "{a:?} {b:?}");
+            assert!(same(&a, &a, None) || clean(&a).is_empty(), "{a:?}");
+            let _ = final_answer(&a);
+        }
+    }
 }

@@ -131,6 +131,7 @@ impl Evaluator {
             budget: usize::MAX,
             num_paths: 1,
             num_rounds: 1,
+            keep_trace: false,
         };
         let mut model = Model {
             decoder: &self.decoder,

@@ -61,6 +61,8 @@ pub struct Settings {
     pub num_paths: usize,
     /// Turns of ReAct, attempts of Reflexion.
     pub num_rounds: usize,
+    /// Whether what was said is kept.
+    pub keep_trace: bool,
 }
 
 impl Settings {
@@ -151,7 +153,7 @@ pub struct Attempt<'a> {
     pub num_calls: usize,
     /// Completions that did not end by themselves.
     pub num_cut: usize,
-    /// What was said.
+    /// What was said, where that is kept.
     pub trace: Vec<Turn>,
 }
 
@@ -423,7 +425,9 @@ impl<'a> Attempt<'a> {
     }
 
     fn note(&mut self, role: &'static str, text: String) {
-        self.trace.push(Turn { role, text });
+        if self.settings.keep_trace {
+            self.trace.push(Turn { role, text });
+        }
     }
 }
 

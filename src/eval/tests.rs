@@ -10,7 +10,16 @@ use azr_tokenizer::Tokenizer;
 
 fn settings(protocol: Protocol, template: &str) -> Settings {
     let template = Template::named(template, &Tokenizer::embedded()).expect("a template");
-    Settings { template, protocol, temperature: 0.0, max_new: 100, budget: 1000, num_paths: 5, num_rounds: 3 }
+    Settings {
+        template,
+        protocol,
+        temperature: 0.0,
+        max_new: 100,
+        budget: 1000,
+        num_paths: 5,
+        num_rounds: 3,
+        keep_trace: true,
+    }
 }
 
 fn math() -> Item {
@@ -47,6 +56,10 @@ fn a_vote_takes_the_largest_class_of_equal_answers() {
     assert!(matches!(next, Next::Done));
     // 3 and 0.5 twice each: the one that came first.
     assert_eq!((attempt.answer.as_deref(), attempt.num_tokens), (Some("3"), 50));
+    assert_eq!(
+        attempt.trace.iter().map(|t| t.role).collect::<Vec<_>>(),
+        [&["prompt"][..], &["completion"; 5]].concat()
+    );
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Watch {
             budget: usize::MAX,
             num_paths: 1,
             num_rounds: 1,
+            keep_trace: false,
         };
         let mut model = Model {
             decoder: exam.decoder,
