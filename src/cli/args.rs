@@ -421,7 +421,7 @@ pub struct AnswerArgs {
     #[arg(long, value_name = "NAME", default_value = "auto", value_parser = PossibleValuesParser::new(Template::NAMES), help_heading = "Model")]
     pub template: String,
     /// Longest completion, in tokens [default: 128 for compact prompts, else 2048]
-    #[arg(long, value_name = "N", value_parser = up_to(1 << 32), help_heading = "Model")]
+    #[arg(long, value_name = "N", value_parser = at_least_one(), help_heading = "Model")]
     pub max_new: Option<usize>,
     /// Longest prompt and completion, in tokens, up to the model's own limit
     #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Model")]
@@ -442,7 +442,7 @@ pub struct AnswerArgs {
     #[arg(long, value_name = "N", default_value_t = 4, value_parser = up_to(1024), help_heading = "Protocol")]
     pub rounds: usize,
     /// Tokens that one attempt may sample in all [default: no limit]
-    #[arg(long, value_name = "N", value_parser = up_to(1 << 32), help_heading = "Protocol")]
+    #[arg(long, value_name = "N", value_parser = at_least_one(), help_heading = "Protocol")]
     pub budget: Option<usize>,
     /// Print what was said to standard error
     #[arg(long, help_heading = "Protocol")]
@@ -464,6 +464,7 @@ pub struct AnswerArgs {
     pub sandbox: SandboxMode,
 }
 
+/// A number from 1 to `most`.
 fn up_to(most: u64) -> impl TypedValueParser<Value = usize> {
     clap::value_parser!(u64).range(1..=most).map(|n| n as usize)
 }
@@ -478,7 +479,7 @@ pub struct EvalArgs {
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Format::NAMED.map(|f| f.0)))]
     pub format: Option<String>,
     /// First N questions of each suite; of builtin and grammar, N of each task type and level
-    #[arg(long, value_name = "N", value_parser = up_to(1 << 32))]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub limit: Option<usize>,
     /// Samples per question
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to(4096))]

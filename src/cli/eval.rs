@@ -22,6 +22,7 @@ use crate::eval::{builtin, report};
 use crate::exec::pool::{Pool, PoolConfig, Sandbox};
 use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
+use crate::pipeline::config::cores;
 use crate::rollout::engine::Engine;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::prompt;
@@ -56,10 +57,6 @@ pub fn eval(args: &EvalArgs) -> Result<()> {
 /// When the threads cannot be had.
 pub(crate) fn cpu(args: &AnswerArgs) -> Result<CpuBackend> {
     CpuBackend::new(args.threads.unwrap_or_else(cores))
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 fn evaluate<B: Backend>(args: &EvalArgs, backend: B) -> Result<()> {
@@ -213,8 +210,10 @@ impl<B: Backend> Loaded<B> {
         let codec = Codec::new(tokenizer.clone(), format, model.bos.filter(|_| !compact))?;
         model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(args.context.max(1));
         let context = model.spec.max_position_embeddings;
-        let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
-        let decoder = Decoder::new(backend, model.spec, &weights, false)?;
+        ParamTable::new(&model.spec).check_names(&model.tensors)?;
+        let decoder = Decoder::load(backend, model.spec, false, |table, i| {
+            table.read(i, |name, shape| model.tensors.read(name, shape))
+        })?;
         let limits = Engine::<B>::limits(decoder.backend().num_running(), context, KV_TOKENS.max(context));
         let engine = Engine::new(&decoder, limits, args.seed)?;
         let stop = StopFlag::on_signals()?;
