@@ -5,6 +5,7 @@ pub mod bench;
 pub mod bench_report;
 pub mod config;
 pub mod doctor;
+pub mod eval;
 pub mod exec;
 pub mod exec_bench;
 pub mod exec_request;
@@ -14,6 +15,7 @@ pub mod pretrain;
 pub mod score;
 pub mod selftest;
 pub mod selftest_ops;
+pub mod solve;
 pub mod train;
 
 use crate::cli::args::{Cli, Command};
@@ -33,5 +35,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         Some(Command::Plan(args)) => plan::plan(args),
         Some(Command::Selftest(args)) => selftest::selftest(args),
         Some(Command::Doctor(args)) => doctor::doctor(args),
+        Some(Command::Eval(args)) => eval::eval(args),
+        Some(Command::Solve(args)) => solve::solve(args),
     }
 }

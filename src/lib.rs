@@ -5,8 +5,9 @@
 //!
 //! | floor | module | its one job |
 //! |---|---|---|
-//! | 8 | `main.rs` | allocator, parse, run, one line of error with a hint, exit code |
-//! | 7 | [`cli`] | flags and TOML to one resolved `Config`; the commands |
+//! | 9 | `main.rs` | allocator, parse, run, one line of error with a hint, exit code |
+//! | 8 | [`cli`] | flags and TOML to one resolved `Config`; the commands |
+//! | 7 | [`eval`] | suites in their public formats, graders, reasoning protocols |
 //! | 6 | [`pipeline`], [`pretrain`] | THE self-play loop; the embedded model's pre-training |
 //! | 5 | [`selfplay`] | the algorithm as pure functions and plain structs |
 //! | 5 | [`train`] | packed sequences, policy-gradient loss, backward twin of the forward, AdamW |
@@ -126,9 +127,11 @@ pub mod rollout {
 /// Floor 5: the algorithm, pure.
 pub mod selfplay {
     pub mod advantage;
+    pub mod alarm;
     pub mod buffer;
     pub mod codec;
     pub mod config;
+    pub mod gate;
     pub mod intrinsic;
     pub mod monitor;
     pub mod parse;
@@ -143,7 +146,25 @@ pub mod pipeline;
 /// Floor 6: the embedded model's pre-training on generated programs.
 pub mod pretrain;
 
-/// Floor 7: flags and TOML to one resolved configuration; the commands.
+/// Floor 7: how good a model is.
+pub mod eval {
+    pub mod builtin;
+    pub mod grade;
+    pub mod math;
+    pub mod pretrained;
+    pub mod protocol;
+    pub mod report;
+    pub mod run;
+    pub mod stats;
+    pub mod suites;
+    pub mod template;
+    #[cfg(test)]
+    mod tests;
+    pub mod watch;
+    pub mod words;
+}
+
+/// Floor 8: flags and TOML to one resolved configuration; the commands.
 pub mod cli;
 
 pub use error::{Error, Result};

@@ -16,9 +16,12 @@ pub mod update;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use azr_tokenizer::Tokenizer;
 
 use crate::base::run_dir::{RunDir, publish};
 use crate::base::stop::StopFlag;
@@ -34,6 +37,7 @@ use crate::pipeline::generate::{Context, Rules};
 use crate::pipeline::state::Counters;
 use crate::pipeline::step::Run;
 use crate::rollout::engine::Engine;
+use crate::selfplay::alarm::{Alarms, OnCollapse};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::Duplicates;
@@ -51,6 +55,39 @@ pub enum Start {
     Checkpoint(PathBuf),
 }
 
+/// What an examination may look at. The engine is idle before and after it.
+pub struct Exam<'a, B: Backend> {
+    /// The model.
+    pub decoder: &'a Decoder<B>,
+    /// Its rollout engine.
+    pub engine: &'a mut Engine<B>,
+    /// The executor.
+    pub pool: &'a Pool,
+    /// Text to tokens and back.
+    pub codec: &'a Codec,
+    /// The tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Format of the run's prompts.
+    pub format: Format,
+    /// Tokens that end a text.
+    pub eos: &'a [u32],
+    /// Set by a signal: an examination then ends with [`Kind::Interrupted`].
+    pub stop: &'a StopFlag,
+}
+
+/// Measures the model between steps, without a way to change it: scores by name.
+pub type Examiner<'a, B> = &'a mut dyn FnMut(Exam<'_, B>) -> Result<BTreeMap<String, f64>>;
+
+/// What a run meets from outside.
+pub struct Outside<'a, B: Backend> {
+    /// Set by a signal.
+    pub stop: StopFlag,
+    /// Where progress goes.
+    pub console: &'a Console,
+    /// Who evaluates the model.
+    pub examine: Examiner<'a, B>,
+}
+
 /// Trains until the configured step, or until a signal. Ends with a checkpoint in either case.
 ///
 /// # Errors
@@ -61,9 +98,9 @@ pub fn train<B: Backend>(
     mut model: ModelFiles,
     dir: &RunDir,
     start: &Start,
-    stop: StopFlag,
-    console: &Console,
+    outside: Outside<'_, B>,
 ) -> Result<()> {
+    let Outside { stop, console, examine } = outside;
     let pool = Pool::start(&config.executor.pool(config.num_executors()))?;
     for layer in pool.missing_layers() {
         console.note(&format!("warning: the sandbox lacks {layer}"));
@@ -102,13 +139,14 @@ pub fn train<B: Backend>(
         rules,
         buffers: Buffers::new(config.selfplay.buffer_size),
         seen: Seen::default(),
+        alarms: Alarms::default(),
         stop,
     };
     let mut step = 0;
     match restored {
         Some((buffers, counters)) => {
             step = counters.step;
-            (run.buffers, run.seen) = (buffers, counters.seen);
+            (run.buffers, run.seen, run.alarms) = (buffers, counters.seen, counters.alarms);
             console.note(&format!("resuming after step {step}"));
         }
         None => {
@@ -117,15 +155,29 @@ pub fn train<B: Backend>(
         }
     }
     let mut sinks = Sinks::open(dir, step)?;
+    if step == 0 && config.eval.every_steps > 0 {
+        let scores = examined(&mut run, &model, examine)?;
+        sinks.eval(step, &scores)?;
+        console.eval(step, &scores);
+    }
     let mut saved = (step, Instant::now());
     while step < config.steps {
         let done = run.step(step + 1);
         let interrupted = matches!(&done, Err(e) if e.kind() == Kind::Interrupted);
         if !interrupted {
-            let (metrics, trace) = done?;
+            let (mut metrics, trace) = done?;
             step += 1;
+            let every = config.eval.every_steps;
+            if every > 0 && (step % every == 0 || step == config.steps) {
+                let start = Instant::now();
+                metrics.eval = examined(&mut run, &model, examine)?;
+                metrics.eval_s = start.elapsed().as_secs_f64();
+            }
             sinks.step(&metrics, &trace)?;
             console.step(&metrics);
+            if let Some(lasting) = metrics.alarms.values().max() {
+                on_alarm(&run, dir, &model, step, *lasting)?;
+            }
         }
         let c = &config.checkpoint;
         let by_step = c.every_steps > 0 && step % c.every_steps == 0;
@@ -146,8 +198,59 @@ pub fn train<B: Backend>(
     Ok(())
 }
 
+/// Scores of the model as it is; none after a signal, which the loop sees next.
+fn examined<B: Backend>(
+    run: &mut Run<B>,
+    model: &ModelFiles,
+    examine: Examiner<'_, B>,
+) -> Result<BTreeMap<String, f64>> {
+    let scores = examine(Exam {
+        decoder: run.trainer.decoder(),
+        engine: &mut run.engine,
+        pool: &run.pool,
+        codec: &run.codec,
+        tokenizer: &run.tokenizer,
+        format: run.rules.format,
+        eos: &model.eos,
+        stop: &run.stop,
+    });
+    match scores {
+        Err(e) if e.kind() == Kind::Interrupted => Ok(BTreeMap::new()),
+        scores => scores,
+    }
+}
+
+/// Ends a run that collapses, where the configuration wants that.
+fn on_alarm<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64, lasting: u64) -> Result<()> {
+    let from = match run.config.alarm.on_collapse {
+        OnCollapse::Warn => return Ok(()),
+        OnCollapse::Stop => {
+            save(run, dir, model, step)?;
+            step
+        }
+        OnCollapse::Rollback => {
+            let healthy = step.saturating_sub(lasting);
+            let (keep, go): (Vec<u64>, Vec<u64>) = dir.checkpoints().into_iter().partition(|s| *s <= healthy);
+            // Without a healthy one, the oldest is the best there is.
+            for old in go.iter().skip(usize::from(keep.is_empty())) {
+                let path = dir.checkpoint(*old);
+                std::fs::remove_dir_all(&path).map_err(|e| Error::io("delete", &path, &e))?;
+            }
+            keep.last().or(go.first()).copied().unwrap_or(0)
+        }
+    };
+    // Going on by itself would repeat the same steps: something has to change.
+    Err(Error::failure(format!("the run collapses: an alarm has lasted for {lasting} steps at step {step}")).with_hint(
+        format!(
+            "see the alarms in metrics.jsonl; go on from step {from} with other settings: azr --resume {} --set \
+             selfplay.gate.max_guess=0.7 --set alarm.on_collapse=\"warn\"",
+            dir.root().display()
+        ),
+    ))
+}
+
 fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {
-    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone());
+    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone(), run.alarms.clone());
     state::save(dir, &model.companions, &run.trainer, &run.buffers, &counters)
 }
 

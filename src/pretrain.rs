@@ -4,7 +4,6 @@
 //! here: self-play (`pipeline`), which starts from what this makes.
 
 pub mod corpus;
-pub mod evaluate;
 pub mod generator;
 pub mod grammar;
 

@@ -2,9 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::builder::TypedValueParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::eval::protocol::Protocol;
+use crate::eval::suites::Format;
+use crate::eval::template::Template;
 use crate::exec::protocol::{Limits, Profile};
 
 const EXAMPLES: &str = "\
@@ -87,6 +90,12 @@ pub struct TrainArgs {
     /// Seed of every random draw [default: 1]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub seed: Option<u64>,
+    /// Evaluate the model every N steps, before the first and after the last
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub eval_every: Option<u64>,
+    /// What to evaluate on, as azr eval takes it; may be given again [default: builtin]
+    #[arg(long, value_name = "FILE", help_heading = "Run")]
+    pub eval_suite: Vec<PathBuf>,
     /// Named settings [default: tiny for the embedded model, else the paper's]
     #[arg(long, value_enum, value_name = "NAME", help_heading = "Settings")]
     pub preset: Option<Preset>,
@@ -170,6 +179,11 @@ pub enum Command {
     Plan(PlanArgs),
     /// Make the embedded model anew: a small decoder, trained on generated programs
     Pretrain(PretrainArgs),
+    /// Accuracy on suites in their public file formats, or two models compared
+    #[command(after_help = EVAL_HELP)]
+    Eval(EvalArgs),
+    /// Answer one question: words, a task file, or standard input
+    Solve(SolveArgs),
 }
 
 /// Options of `score`. Standard input holds JSON lines: {"text": ".."} or {"tokens": [..]}, each with optional
@@ -390,6 +404,130 @@ pub struct SelftestArgs {
     /// Small shapes, few rounds
     #[arg(long)]
     pub quick: bool,
+}
+
+const EVAL_HELP: &str = "\
+Suites are JSON lines (or one JSON array) in their public formats, recognised from their fields:
+  cruxeval       code, input, output: two suites, NAME-i asks for the input and NAME-o for the output
+  livecodebench  code, input (a call), output, function_name: execution
+  humaneval      prompt, entry_point, test; or EvalPlus's base_input, plus_input and canonical_solution
+  mbpp           text or prompt, test_list, and test where it is MBPP+
+  gsm8k          question, answer ending in #### gold
+  math           problem or question, answer, final_answer or a solution with \\boxed: MATH, AMC, AIME, OlympiadBench
+  strategyqa     question, answer true or false
+  drop           passage, question, answers_spans or answer and validated_answers; or DROP's own file
+  azr            kind, program, pairs: tasks as self-play stores them
+builtin holds generated tasks over program templates that the embedded model's pre-training has not seen; grammar holds
+easier ones, over programs of its own generator that were left out.
+
+Programs run in the sandbox on RustPython. Tests that import numpy get a stand-in for numpy.allclose; other modules
+outside the standard library are not there. MBPP+ is read as a data set (`test`), not as EvalPlus's own file.
+
+With --out, DIR/results.json has the shape of lm-evaluation-harness and DIR/samples.jsonl a record per item;
+--compare takes two of the latter and tests whether one model is better (McNemar, exact, two-sided).";
+
+/// The model, and how it answers.
+#[derive(Debug, Args)]
+pub struct AnswerArgs {
+    /// Weights [default: the embedded model]
+    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    pub weights: Option<PathBuf>,
+    /// Prompt template; -direct without thinking
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = PossibleValuesParser::new(Template::NAMES), help_heading = "Model")]
+    pub template: String,
+    /// Longest completion, in tokens [default: 128 for compact prompts, else 2048]
+    #[arg(long, value_name = "N", value_parser = at_least_one(), help_heading = "Model")]
+    pub max_new: Option<usize>,
+    /// Longest prompt and completion, in tokens, up to the model's own limit
+    #[arg(long, value_name = "N", default_value_t = 8192, help_heading = "Model")]
+    pub context: usize,
+    /// Sampling temperature; 0 is greedy [default: 0, or 0.8 for several samples]
+    #[arg(long, value_name = "X", help_heading = "Model")]
+    pub temperature: Option<f32>,
+    /// Seed of every random draw
+    #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
+    pub seed: u64,
+    /// How a question is worked on
+    #[arg(long, value_name = "NAME", default_value = "direct", value_parser = PossibleValuesParser::new(Protocol::NAMED.map(|p| p.0)), help_heading = "Protocol")]
+    pub protocol: String,
+    /// Completions of a vote
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = up_to(1024), help_heading = "Protocol")]
+    pub paths: usize,
+    /// Turns of ReAct, attempts of Reflexion
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = up_to(1024), help_heading = "Protocol")]
+    pub rounds: usize,
+    /// Tokens that one attempt may sample in all [default: no limit]
+    #[arg(long, value_name = "N", value_parser = at_least_one(), help_heading = "Protocol")]
+    pub budget: Option<usize>,
+    /// Print what was said to standard error
+    #[arg(long, help_heading = "Protocol")]
+    pub show_trace: bool,
+    /// Where the model runs
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = Device::Auto, help_heading = "Machine")]
+    pub device: Device,
+    /// Compute threads [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub threads: Option<usize>,
+    /// Executors that run at once [default: all cores]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub executors: Option<usize>,
+    /// Processor time of one call of a program, in milliseconds
+    #[arg(long, value_name = "N", default_value_t = 4000, value_parser = clap::value_parser!(u64).range(1..=3_600_000), help_heading = "Machine")]
+    pub cpu_ms: u64,
+    /// What must be enforced for programs to run
+    #[arg(long, value_enum, value_name = "MODE", default_value_t = SandboxMode::Strict, help_heading = "Machine")]
+    pub sandbox: SandboxMode,
+}
+
+/// A number from 1 to `most`.
+fn up_to(most: u64) -> impl TypedValueParser<Value = usize> {
+    clap::value_parser!(u64).range(1..=most).map(|n| n as usize)
+}
+
+/// Options of `eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    /// A suite's file, builtin or grammar; may be given again
+    #[arg(long = "suite", value_name = "FILE", default_value = "builtin")]
+    pub suites: Vec<PathBuf>,
+    /// Format of the files [default: by their fields]
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Format::NAMED.map(|f| f.0)))]
+    pub format: Option<String>,
+    /// First N questions of each suite; of builtin and grammar, N of each task type and level
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub limit: Option<usize>,
+    /// Samples per question
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = up_to(4096))]
+    pub samples: usize,
+    /// k of pass@k, those up to --samples
+    #[arg(long, value_name = "K,..", value_delimiter = ',', default_value = "1,2,4,8,16,32,64")]
+    pub k: Vec<usize>,
+    /// Folder for results.json and samples.jsonl
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub json: bool,
+    /// Compare two models item by item: their samples.jsonl
+    #[arg(long, num_args = 2, value_names = ["A", "B"])]
+    pub compare: Option<Vec<PathBuf>>,
+    /// The model, and how it answers.
+    #[command(flatten)]
+    pub answer: AnswerArgs,
+}
+
+/// Options of `solve`.
+#[derive(Debug, Args)]
+pub struct SolveArgs {
+    /// The question in words, or the path of a file with one record of a suite's format [default: standard input]
+    #[arg(value_name = "QUESTION")]
+    pub question: Option<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// The model, and how it answers.
+    #[command(flatten)]
+    pub answer: AnswerArgs,
 }
 
 /// Options of `pretrain`.

@@ -56,12 +56,17 @@ impl Layers {
             layers.set(key.trim(), value_of(text.trim()), "--set")?;
         }
         let number = |n: usize| Value::Integer(n as i64);
+        let suite =
+            |p: &std::path::PathBuf| Value::String(if p.exists() { absolute(p) } else { p.display().to_string() });
+        let suites = || Value::Array(args.eval_suite.iter().map(suite).collect());
         let flags = [
             ("weights", args.weights.as_ref().map(|p| Value::String(absolute(p)))),
             ("steps", args.steps.map(|n| number(n as usize))),
             ("seed", args.seed.map(|n| number(n as usize))),
             ("threads", args.threads.map(number)),
             ("executors", args.executors.map(number)),
+            ("eval.every_steps", args.eval_every.map(|n| number(n as usize))),
+            ("eval.suites", (!args.eval_suite.is_empty()).then(suites)),
             (
                 "executor.sandbox",
                 args.sandbox

@@ -2,6 +2,7 @@
 
 use crate::cli::args::PretrainArgs;
 use crate::error::{Error, Result};
+use crate::eval::pretrained;
 use crate::exec::pool::PoolConfig;
 use crate::pretrain::{self, PretrainConfig};
 
@@ -34,7 +35,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
             }
         })?;
     }
-    let found = pretrain::evaluate::evaluate(&args.out, &config)?;
+    let found = pretrained::evaluate(&args.out, &config)?;
     println!("{}", serde_json::to_string_pretty(&found).map_err(|e| Error::failure(e.to_string()))?);
     Ok(())
 }

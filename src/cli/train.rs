@@ -12,9 +12,10 @@ use crate::compute::cuda::CudaBackend;
 use crate::compute::launch::device::probe;
 use crate::compute::ops::Backend;
 use crate::error::{Error, Kind, Result};
+use crate::eval::watch::Watch;
 use crate::observe::console::Console;
 use crate::pipeline::config::Config;
-use crate::pipeline::{self, Start};
+use crate::pipeline::{self, Outside, Start};
 use crate::weights::model_files::ModelFiles;
 
 /// Name of the file with all settings of a run.
@@ -92,6 +93,7 @@ struct Job<'a> {
 impl Job<'_> {
     fn run<B: Backend>(self, backend: B, stop: StopFlag) -> Result<()> {
         let Job { config, model, root, resolved, last, quiet } = self;
+        let mut watch = Watch::open(config)?;
         // Nothing is left behind by a run that cannot start.
         let dir = RunDir::create(root)?;
         publish(&dir.file(RESOLVED), resolved.as_bytes())?;
@@ -104,7 +106,8 @@ impl Job<'_> {
             root.display()
         ));
         let start = last.map_or(Start::Fresh, Start::Checkpoint);
-        pipeline::train(backend, config, model, &dir, &start, stop, &console)
+        let outside = Outside { stop, console: &console, examine: &mut |exam| watch.examine(exam) };
+        pipeline::train(backend, config, model, &dir, &start, outside)
     }
 }
 

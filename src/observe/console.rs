@@ -1,5 +1,6 @@
 //! Progress for people: a bar on a terminal, a line per step elsewhere.
 
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 use std::time::Duration;
 
@@ -51,6 +52,16 @@ impl Console {
         }
     }
 
+    /// An evaluation before the first step.
+    pub fn eval(&self, step: u64, scores: &BTreeMap<String, f64>) {
+        let line = format!("step {step}/{}{}", self.num_steps, accuracy(scores));
+        match &self.bar {
+            Some(bar) => bar.println(line),
+            None if !self.quiet => println!("{line}"),
+            None => {}
+        }
+    }
+
     fn line(&self, m: &StepMetrics) -> String {
         let mut rewards = String::new();
         for (name, c) in &m.configs {
@@ -60,7 +71,7 @@ impl Console {
         }
         let left = Duration::from_secs_f64(self.num_steps.saturating_sub(m.step) as f64 * m.step_s);
         format!(
-            "step {}/{}  reward {:+.3} [{} ]  valid {:.0}%  {:.0} tok/s  {:.0} steps/h  left {}",
+            "step {}/{}  reward {:+.3} [{} ]  valid {:.0}%  {:.0} tok/s  {:.0} steps/h{}  left {}",
             m.step,
             self.num_steps,
             m.reward,
@@ -68,8 +79,9 @@ impl Console {
             100.0 * m.valid,
             m.tokens_per_s,
             m.steps_per_hour,
+            accuracy(&m.eval),
             duration(left)
-        )
+        ) + &alarms(&m.alarms)
     }
 
     /// Ends the display.
@@ -78,6 +90,18 @@ impl Console {
             bar.finish();
         }
     }
+}
+
+/// Accuracy by suite in percent; nothing where nothing was evaluated.
+fn accuracy(scores: &BTreeMap<String, f64>) -> String {
+    let parts: Vec<String> = scores.iter().map(|(suite, x)| format!("{suite} {:.1}%", 100.0 * x)).collect();
+    if parts.is_empty() { String::new() } else { format!("  eval: {}", parts.join(", ")) }
+}
+
+/// Alarms by name, nothing where there are none.
+fn alarms(lasting: &BTreeMap<String, u64>) -> String {
+    let parts: Vec<String> = lasting.iter().map(|(name, steps)| format!("{name} for {steps} steps")).collect();
+    if parts.is_empty() { String::new() } else { format!("  ALARM: {}", parts.join(", ")) }
 }
 
 fn duration(d: Duration) -> String {
@@ -95,6 +119,11 @@ mod tests {
         m.configs.insert("solve_deduction".into(), Default::default());
         let line = Console::new(10, true).line(&m);
         assert!(line.starts_with("step 3/10") && line.contains("s.ded +0.00"), "{line}");
-        assert!(line.ends_with("left 0:01:10"), "{line}");
+        assert!(line.ends_with("left 0:01:10") && !line.contains("eval"), "{line}");
+        m.eval.insert("builtin/deduction".into(), 0.125);
+        let line = Console::new(10, true).line(&m);
+        assert!(line.contains("  eval: builtin/deduction 12.5%  left"), "{line}");
+        m.alarms.insert("entropy".into(), 7);
+        assert!(Console::new(10, true).line(&m).ends_with("  ALARM: entropy for 7 steps"));
     }
 }

@@ -72,6 +72,19 @@ pub struct StepMetrics {
     pub num_programs: u64,
     /// Steps per hour, at this step's pace.
     pub steps_per_hour: f64,
+    /// Signs of a collapse that have become alarms, with the steps that they have lasted for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub alarms: BTreeMap<String, u64>,
+    /// Accuracy by suite, where the model was evaluated after the step.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub eval: BTreeMap<String, f64>,
+    /// Seconds of the evaluation, which are not part of the step's.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub eval_s: f64,
+}
+
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
 }
 
 /// One line of trace.jsonl: a sampled response with all that its reward is computed from.

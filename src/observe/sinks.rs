@@ -1,6 +1,7 @@
 //! The logs in the run directory: JSON lines and TensorBoard events. A resumed run drops the lines that its checkpoint has
 //! not seen.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -87,6 +88,17 @@ impl Sinks {
         self.metrics.flush()?;
         let record = serde_json::to_value(metrics).map_err(|e| Error::failure(format!("a log record: {e}")))?;
         self.events.scalars(metrics.step, &record)
+    }
+
+    /// Writes an evaluation that belongs to no step's metrics: that before the first.
+    ///
+    /// # Errors
+    /// When the disk is full or gone.
+    pub fn eval(&mut self, step: u64, scores: &BTreeMap<String, f64>) -> Result<()> {
+        let record = serde_json::json!({"step": step, "eval": scores});
+        self.metrics.write(&record)?;
+        self.metrics.flush()?;
+        self.events.scalars(step, &record)
     }
 }
 

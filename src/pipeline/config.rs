@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
+use crate::selfplay::alarm::OnCollapse;
 use crate::selfplay::config::SelfPlayConfig;
 use crate::train::loss::LossAggregation;
 use crate::train::optim::OptimConfig;
@@ -173,6 +174,44 @@ impl Default for CheckpointConfig {
     }
 }
 
+/// Signs of a collapse.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AlarmConfig {
+    /// What is done about an alarm.
+    pub on_collapse: OnCollapse,
+    /// Steps that a sign must last for.
+    pub patience: u64,
+}
+
+impl Default for AlarmConfig {
+    fn default() -> Self {
+        AlarmConfig { on_collapse: OnCollapse::Warn, patience: 10 }
+    }
+}
+
+/// Evaluation while training. It has random numbers of its own and changes nothing of the training.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Every so many steps, before the first and after the last; 0 is never.
+    pub every_steps: u64,
+    /// Suites: files, or builtin and grammar.
+    pub suites: Vec<String>,
+    /// Programs per level of builtin and grammar, each asked about in three ways.
+    pub num_builtin: usize,
+    /// Questions of each file; 0 takes all.
+    pub limit: usize,
+    /// Sampling temperature; 0 is greedy.
+    pub temperature: f64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig { every_steps: 0, suites: vec!["builtin".to_owned()], num_builtin: 32, limit: 0, temperature: 0.0 }
+    }
+}
+
 /// A run. What is outside the tables may change between a run and its resumption without changing its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -201,6 +240,10 @@ pub struct Config {
     pub executor: ExecutorConfig,
     /// Checkpoints.
     pub checkpoint: CheckpointConfig,
+    /// Signs of a collapse.
+    pub alarm: AlarmConfig,
+    /// Evaluation while training.
+    pub eval: EvalConfig,
 }
 
 impl Default for Config {
@@ -218,6 +261,8 @@ impl Default for Config {
             train: TrainConfig::default(),
             executor: ExecutorConfig::default(),
             checkpoint: CheckpointConfig::default(),
+            alarm: AlarmConfig::default(),
+            eval: EvalConfig::default(),
         }
     }
 }
@@ -241,6 +286,8 @@ impl Config {
             ("executor.cpu_ms_propose", e.cpu_ms_propose as usize),
             ("executor.cpu_ms_answer", e.cpu_ms_answer as usize),
             ("executor.memory_mib", e.memory_mib as usize),
+            ("eval.num_builtin", self.eval.num_builtin),
+            ("alarm.patience", self.alarm.patience as usize),
         ];
         if let Some((name, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
             return Err(Error::config(format!("{name} must be at least 1")));
@@ -275,7 +322,9 @@ impl Config {
         in_range("train.clip_low", t.clip_low, 0.0, 1.0)?;
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
         in_range("train.entropy_coef", t.entropy_coef, -1.0, 1.0)?;
+        in_range("selfplay.gate.max_guess", s.gate.max_guess, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
+        in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)
     }
 

@@ -19,6 +19,7 @@ use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::Duplicates;
+use crate::selfplay::gate::{self, GateConfig};
 use crate::selfplay::parse::{self, Draft};
 use crate::selfplay::prompt::{self, Piece};
 use crate::selfplay::reward::InductionReward;
@@ -144,6 +145,8 @@ pub struct Rules {
     pub context: usize,
     /// Proposals that repeat the buffer.
     pub duplicates: Duplicates,
+    /// Proposals that teach nothing.
+    pub gate: GateConfig,
     /// How an induction answer's passed pairs count.
     pub induction_reward: InductionReward,
     /// Longest completion of the proposer and of the solver, in tokens.
@@ -329,7 +332,9 @@ impl Round {
         match read.draft {
             Err(reason) => proposal.rejection = Some(reason),
             Ok(draft) => {
-                let calls = draft.inputs.iter().map(|args| Call { args: args.clone(), expect: None }).collect();
+                let varied = cx.rules.varied(&draft);
+                let inputs = draft.inputs.iter().chain(&varied);
+                let calls = inputs.map(|args| Call { args: args.clone(), expect: None }).collect();
                 let request = Request { program: draft.program.clone(), calls, profile: Profile::Propose };
                 traffic.owners.insert(proposal.id, Owner::Proposal(i));
                 traffic.outbox.push_back((proposal.id, request));
@@ -367,7 +372,11 @@ impl Round {
     ) -> Result<()> {
         let proposal = &mut self.proposals[i];
         let draft = proposal.draft.take().expect("only drafts are validated");
-        let outputs = match outputs(proposal.config.kind, verdict) {
+        let refused = |outputs: Vec<String>| match cx.rules.refuses(&draft, verdict) {
+            Some(reason) => Err(reason.to_owned()),
+            None => Ok(outputs),
+        };
+        let outputs = match outputs(proposal.config.kind, verdict, draft.inputs.len()).and_then(refused) {
             Ok(outputs) => outputs,
             Err(reason) => {
                 proposal.rejection = Some(reason);
@@ -457,16 +466,41 @@ impl Rules {
         }
         Some(self.max_response[usize::from(config.role == Role::Solve)].min(self.context - prompt_len))
     }
+
+    /// Further inputs that the gate wants a proposal to be run on. Those of induction are varied enough.
+    fn varied(&self, draft: &Draft) -> Vec<String> {
+        let asks = self.gate.is_on() && matches!(draft.kind, TaskKind::Abduction | TaskKind::Deduction);
+        if asks { gate::varied(&draft.inputs[0]) } else { Vec::new() }
+    }
+
+    /// Why the gate refuses a proposal that ran, if it does.
+    fn refuses(&self, draft: &Draft, verdict: &Verdict) -> Option<&'static str> {
+        if !self.gate.is_on() || draft.kind == TaskKind::Error {
+            return None;
+        }
+        let varied = self.varied(draft);
+        let inputs = draft.inputs.iter().chain(&varied);
+        let values: Vec<(&str, &str)> = inputs
+            .zip(&verdict.calls)
+            .filter_map(|(input, outcome)| match outcome {
+                Outcome::Value { text, .. } => Some((input.as_str(), text.as_str())),
+                _ => None,
+            })
+            .collect();
+        self.gate.refuses(&values)
+    }
 }
 
-/// Outputs of a proposal whose every call gave a value (error tasks: or an exception); otherwise why it is no task.
-fn outputs(kind: TaskKind, verdict: &Verdict) -> Result<Vec<String>, String> {
+/// Outputs of a proposal each of whose `count` calls gave a value (error tasks: or an exception); otherwise why it is no
+/// task. The calls after these are the gate's.
+fn outputs(kind: TaskKind, verdict: &Verdict, count: usize) -> Result<Vec<String>, String> {
     if let Some(rejection) = &verdict.rejection {
         return Err(rejection.to_string());
     }
     verdict
         .calls
         .iter()
+        .take(count)
         .map(|outcome| match outcome {
             Outcome::Value { .. } if kind == TaskKind::Error => Ok("NoError".to_owned()),
             Outcome::Exception { class, .. } if kind == TaskKind::Error => Ok(class.clone()),

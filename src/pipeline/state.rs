@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::run_dir::{RunDir, publish_folder};
 use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
+use crate::selfplay::alarm::Alarms;
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::task::Task;
@@ -29,12 +30,15 @@ pub struct Counters {
     pub num_updates: u64,
     /// Answers seen so far.
     pub seen: Seen,
+    /// Signs of a collapse so far.
+    #[serde(default)]
+    pub alarms: Alarms,
 }
 
 impl Counters {
     /// Counters of a run that has done so much.
-    pub fn new(step: u64, num_updates: u64, seen: Seen) -> Self {
-        Counters { version: VERSION, step, num_updates, seen }
+    pub fn new(step: u64, num_updates: u64, seen: Seen, alarms: Alarms) -> Self {
+        Counters { version: VERSION, step, num_updates, seen, alarms }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Ru
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
 use crate::rollout::engine::{Completion, Engine, Finish};
+use crate::selfplay::alarm::{Alarms, Vitals};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SolverTasks};
@@ -50,6 +51,8 @@ pub struct Run<B: Backend> {
     pub buffers: Buffers,
     /// Answers seen so far.
     pub seen: Seen,
+    /// Signs of a collapse so far.
+    pub alarms: Alarms,
     /// Set by a signal.
     pub stop: StopFlag,
 }
@@ -83,6 +86,7 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         max_response: [config.rollout.max_propose, config.rollout.max_solve],
         stop_tokens: Config::ALL.map(stops).into(),
         duplicates: config.selfplay.duplicates,
+        gate: config.selfplay.gate.clone(),
         induction_reward: config.selfplay.induction_reward,
     }
 }
@@ -111,6 +115,7 @@ impl<B: Backend> Run<B> {
         self.store(&round);
         metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
+        metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
@@ -308,6 +313,31 @@ impl<B: Backend> Run<B> {
             ..judged(attempt, config, None)
         };
         p.probes.iter().enumerate().map(record).collect()
+    }
+}
+
+/// A step's metrics as the alarms see them.
+fn vitals(m: &StepMetrics) -> Vitals {
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    // Types without a valid proposal have no variety, and lower the validity.
+    let kinds = || m.variety.values().filter(|v| v["num_valid"].as_u64() > Some(0));
+    let of = |name: &str| {
+        if kinds().next().is_none() { 1.0 } else { mean(kinds().filter_map(|v| v[name].as_f64()).collect()) }
+    };
+    let (mut mixed, mut all) = (0, 0);
+    for histogram in kinds().filter_map(|v| v["success_histogram"].as_array()) {
+        let counts: Vec<u64> = histogram.iter().filter_map(serde_json::Value::as_u64).collect();
+        all += counts.iter().sum::<u64>();
+        mixed += counts.iter().skip(1).rev().skip(1).sum::<u64>();
+    }
+    let configs = || m.configs.values();
+    Vitals {
+        unique_programs: of("unique_programs"),
+        unique_answers: of("unique_answers"),
+        valid: m.valid,
+        informative: if all == 0 { 1.0 } else { mixed as f64 / all as f64 },
+        entropy: mean(configs().map(|c| c.entropy).collect()),
+        response_tokens: mean(configs().map(|c| c.response_tokens).collect()),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::rollout::engine::{Completion, Finish};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SelfPlayConfig};
+use crate::selfplay::gate::GateConfig;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::Format;
@@ -173,6 +174,7 @@ fn rules(codec: &Codec, max_prompt: usize) -> Rules {
         max_prompt,
         context: 512,
         duplicates: Duplicates::Allow,
+        gate: GateConfig::default(),
         induction_reward: InductionReward::Binary,
         max_response: [64, 64],
         stop_tokens: Config::ALL.map(|_| stop.clone()).into(),

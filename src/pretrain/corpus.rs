@@ -15,7 +15,7 @@ use crate::selfplay::prompt::{self, Format, NUM_INDUCTION_INPUTS, Piece};
 use crate::selfplay::task::{Pair, Task, TaskKind};
 
 /// Programs that are executed and mixed at a time.
-const CHUNK: u64 = 2048;
+pub const CHUNK: u64 = 2048;
 /// Longest output of a document, in characters; longer ones are copying exercises.
 const MAX_OUTPUT: usize = 60;
 /// Weight of an answer's tokens; all others weigh 1.
@@ -71,28 +71,44 @@ pub fn vocabulary_texts(seed: u64, index: u64) -> Vec<String> {
     vec![program.code, program.message, values]
 }
 
+/// Different inputs for parameters of these types, at most ten.
+pub fn inputs(rng: &mut Rng, params: &[generator::Ty]) -> Vec<String> {
+    let mut inputs: Vec<String> = Vec::new();
+    for _ in 0..NUM_INDUCTION_INPUTS {
+        let input = generator::input(rng, params);
+        if !inputs.contains(&input) {
+            inputs.push(input);
+        }
+    }
+    inputs
+}
+
+/// Program number `index` with its inputs.
+pub fn numbered(seed: u64, index: u64) -> (Program, Vec<String>) {
+    let mut rng = Rng::new(seed, Purpose::Generate, index, 0);
+    let program = generator::program(&mut rng, None);
+    let inputs = inputs(&mut rng, &program.params);
+    (program, inputs)
+}
+
 /// Generates and executes the programs with these indices; those without a single short output are left out.
 ///
 /// # Errors
 /// When the executor stops.
 pub fn execute(pool: &Pool, seed: u64, indices: impl Iterator<Item = u64>) -> Result<Vec<Executed>> {
-    let mut programs = Vec::new();
-    let mut requests = Vec::new();
-    for index in indices {
-        let mut rng = Rng::new(seed, Purpose::Generate, index, 0);
-        let program = generator::program(&mut rng, None);
-        let mut inputs: Vec<String> = Vec::new();
-        for _ in 0..NUM_INDUCTION_INPUTS {
-            let input = generator::input(&mut rng, &program.params);
-            if !inputs.contains(&input) {
-                inputs.push(input);
-            }
-        }
+    execute_programs(pool, indices.map(|index| numbered(seed, index)).collect())
+}
+
+/// Executes programs on their inputs; those without a single short output are left out.
+///
+/// # Errors
+/// When the executor stops.
+pub fn execute_programs(pool: &Pool, programs: Vec<(Program, Vec<String>)>) -> Result<Vec<Executed>> {
+    let request = |(program, inputs): &(Program, Vec<String>)| {
         let calls = inputs.iter().map(|args| Call { args: args.clone(), expect: None }).collect();
-        requests.push(Request { program: program.code.clone(), calls, profile: Profile::Answer });
-        programs.push((program, inputs));
-    }
-    let verdicts = pool.run(requests)?;
+        Request { program: program.code.clone(), calls, profile: Profile::Answer }
+    };
+    let verdicts = pool.run(programs.iter().map(request).collect())?;
     let executed = programs.into_iter().zip(verdicts).map(|((program, inputs), verdict)| {
         let pair = |(input, outcome): (String, Outcome)| match outcome {
             Outcome::Value { text, .. } if text.len() <= MAX_OUTPUT => Some(Pair { input, output: text }),

@@ -311,6 +311,16 @@ impl Writer<'_> {
         }
     }
 
+    /// A body over one of these templates.
+    fn body_of(&mut self, templates: &[(&str, &str)]) -> Option<Phrase> {
+        let fitting: Vec<&(&str, &str)> = templates.iter().filter(|t| self.fits(&Needs::of(t.0), 1)).collect();
+        if fitting.is_empty() {
+            return None;
+        }
+        let (code, says) = **self.rng.choose(&fitting);
+        self.fill(code, says, 1)
+    }
+
     fn returned(&mut self, depth: usize) -> Option<Phrase> {
         let ty = self.result_type();
         let value = self.expression(ty, depth)?;
@@ -355,8 +365,21 @@ pub fn program(rng: &mut Rng, level: Option<u8>) -> Program {
     }
 }
 
-/// One draw; `None` when the parameters do not fit the body or one of them stays unused.
+/// A program of a level over one of these templates, (code, description), instead of the grammar's own.
+pub fn program_of(rng: &mut Rng, level: u8, templates: &[(&str, &str)]) -> Program {
+    loop {
+        if let Some(program) = attempt_with(rng, level, |writer| writer.body_of(templates)) {
+            return program;
+        }
+    }
+}
+
 fn attempt(rng: &mut Rng, level: u8) -> Option<Program> {
+    attempt_with(rng, level, |writer| writer.body(level))
+}
+
+/// One draw; `None` when the parameters do not fit the body or one of them stays unused.
+fn attempt_with(rng: &mut Rng, level: u8, body: impl FnOnce(&mut Writer<'_>) -> Option<Phrase>) -> Option<Program> {
     let num_params = [1, 1, 2, 2, 3][rng.weighted(&[50.0, 12.0, 28.0, 5.0, 5.0])];
     let mut scope: Vec<Var> = Vec::new();
     while scope.len() < num_params {
@@ -367,7 +390,7 @@ fn attempt(rng: &mut Rng, level: u8) -> Option<Program> {
         }
     }
     let params: Vec<(String, Ty)> = scope.iter().map(|var| (var.name.clone(), var.ty)).collect();
-    let body = Writer { rng, scope }.body(level)?;
+    let body = body(&mut Writer { rng, scope })?;
     if !params.iter().all(|(name, _)| has_word(&body.code, name)) || body.says.len() > 100 {
         return None;
     }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::exec::source::FunctionRule;
 use crate::selfplay::advantage::Baseline;
 use crate::selfplay::buffer::{ReferenceSampling, TaskSampling};
+use crate::selfplay::gate::GateConfig;
 use crate::selfplay::reward::{AcceptProposals, Combine, Extremes, InductionReward};
 
 /// Which tasks the solver gets.
@@ -112,6 +113,8 @@ pub struct SelfPlayConfig {
     pub accept: AcceptProposals,
     /// Proposals that repeat.
     pub duplicates: Duplicates,
+    /// Proposals that teach nothing.
+    pub gate: GateConfig,
     /// Statistics of the advantage.
     pub baseline: Baseline,
     /// Functions that a program may define.
@@ -145,6 +148,7 @@ impl Default for SelfPlayConfig {
             induction_reward: InductionReward::Binary,
             accept: AcceptProposals::All,
             duplicates: Duplicates::Allow,
+            gate: GateConfig::default(),
             baseline: Baseline::Token,
             function_rule: FunctionRule::Any,
             buffer_size: 16_384,

@@ -51,7 +51,7 @@ fn text(text: &str) -> Piece {
 /// `composites` are definitions of `g_0`, `g_1`, ... that the new `f` must call (azr format only).
 pub fn proposer(format: Format, kind: TaskKind, references: &[&Task], composites: &[String]) -> Vec<Piece> {
     match format {
-        Format::Azr => vec![Piece::Text(azr(&azr_proposer(kind, references, composites)))],
+        Format::Azr => vec![Piece::Text(framed(&azr_proposer(kind, references, composites)))],
         Format::Compact => {
             let mut pieces = Vec::new();
             let head = match kind {
@@ -77,7 +77,7 @@ pub fn proposer(format: Format, kind: TaskKind, references: &[&Task], composites
 /// Prompt for a solution.
 pub fn solver(format: Format, task: &Task) -> Vec<Piece> {
     if format == Format::Azr {
-        return vec![Piece::Text(azr(&azr_solver(task)))];
+        return vec![Piece::Text(framed(&solver_text(task)))];
     }
     let special = Piece::Special;
     match task.kind {
@@ -121,8 +121,8 @@ pub fn stops(format: Format, config: Config) -> Vec<&'static str> {
     SPECIAL_TOKENS.into_iter().filter(|name| !goes_on.contains(name)).collect()
 }
 
-/// Puts a task into the frame that starts a thought.
-fn azr(task: &str) -> String {
+/// Puts a task into the azr format's frame, which starts a thought.
+pub fn framed(task: &str) -> String {
     format!(
         "The following is a conversation between a User and an Assistant. The User gives a task. The Assistant first \
          reasons about it, step by step, and then gives the answer. The reasoning stands between <think> and </think>, \
@@ -234,7 +234,8 @@ fn azr_proposer(kind: TaskKind, references: &[&Task], composites: &[String]) -> 
     )
 }
 
-fn azr_solver(task: &Task) -> String {
+/// A task in English, without a frame.
+pub fn solver_text(task: &Task) -> String {
     let program = &task.program;
     match task.kind {
         TaskKind::Abduction => format!(

@@ -15,6 +15,7 @@ use azr::model::params::ParamTable;
 use azr::pipeline::config::{Config, PromptFormat};
 use azr::pipeline::step::{Run, format, rules};
 use azr::rollout::engine::Engine;
+use azr::selfplay::alarm::Alarms;
 use azr::selfplay::buffer::Buffers;
 use azr::selfplay::codec::Codec;
 use azr::selfplay::intrinsic::Seen;
@@ -289,6 +290,7 @@ fn run() -> Run<Scripted> {
         rules,
         buffers,
         seen: Seen::default(),
+        alarms: Alarms::default(),
         stop: StopFlag::default(),
         config,
     }

@@ -29,12 +29,18 @@ fn seeds(target: &str) -> Vec<Vec<u8>> {
     if seeds.is_empty() { vec![Vec::new()] } else { seeds }
 }
 
-/// Words of a libFuzzer dictionary: the text between the first and the last quote of each line, `\x0A` and `\"` undone.
+/// Words of a libFuzzer dictionary: the text between the first and the last quote of each line, `\x0A`, `\"` and `\\` undone.
 fn dictionary(target: &str) -> Vec<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/dict").join(format!("{target}.dict"));
     let text = std::fs::read_to_string(path).unwrap_or_default();
-    let word =
-        |line: &str| Some(line[line.find('"')? + 1..line.rfind('"')?].replace("\\x0A", "\n").replace("\\\"", "\""));
+    let word = |line: &str| {
+        Some(
+            line[line.find('"')? + 1..line.rfind('"')?]
+                .replace("\\x0A", "\n")
+                .replace("\\\"", "\"")
+                .replace("\\\\", "\\"),
+        )
+    };
     let mut words: Vec<Vec<u8>> = text.lines().filter_map(word).map(String::into_bytes).collect();
     if target == "completion" {
         words.extend(SPECIAL_TOKENS.iter().map(|t| t.as_bytes().to_vec()));

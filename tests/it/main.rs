@@ -4,6 +4,7 @@ mod bad_input;
 mod cli;
 mod command;
 mod cuda;
+mod eval;
 mod exec;
 mod exec_cases;
 mod exec_command;

@@ -1,24 +1,31 @@
-//! How good a pre-trained model is: valid proposals at temperature 1, and greedy accuracy on held-out programs.
+//! How good a pre-trained model is: valid proposals at temperature 1, and accuracy on held-out programs of the generator.
+//! Not here: programs of other structure ([`super::builtin`]).
 
 use std::path::Path;
 use std::sync::Arc;
 
+use azr_tokenizer::Tokenizer;
 use serde::Serialize;
 
-use super::PretrainConfig;
-use super::corpus::{HELD_OUT_EVERY, compact_codec, execute};
+use super::protocol::{Protocol, Settings};
+use super::run::{Model, run, stop_tokens};
+use super::stats::mean;
+use super::suites::{Item, Question};
+use super::template::Template;
 use crate::base::rng::{Purpose, Rng};
+use crate::base::stop::StopFlag;
 use crate::compute::cpu::backend::CpuBackend;
 use crate::error::Result;
-use crate::exec::literal::answers_equal;
 use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request};
 use crate::exec::source::FunctionRule;
 use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
+use crate::pretrain::PretrainConfig;
+use crate::pretrain::corpus::{HELD_OUT_EVERY, compact_codec, execute};
 use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::codec::Codec;
-use crate::selfplay::parse::{self, ReadAnswer};
+use crate::selfplay::parse;
 use crate::selfplay::prompt::{self, Format, NUM_INDUCTION_INPUTS};
 use crate::selfplay::task::{Config, Role, Task, TaskKind};
 use crate::weights::model_files::ModelFiles;
@@ -52,6 +59,7 @@ pub struct Evaluation {
 struct Evaluator {
     decoder: Decoder<CpuBackend>,
     codec: Codec,
+    tokenizer: Tokenizer,
     pool: Pool,
     seed: u64,
 }
@@ -65,8 +73,8 @@ pub fn evaluate(folder: &Path, config: &PretrainConfig) -> Result<Evaluation> {
     let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
     let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, model.spec, &weights, false)?;
     let pool = Pool::start(&config.pool)?;
-    let codec = compact_codec(model.tokenizer)?;
-    let evaluator = Evaluator { decoder, codec, pool, seed: config.seed };
+    let codec = compact_codec(model.tokenizer.clone())?;
+    let evaluator = Evaluator { decoder, codec, tokenizer: model.tokenizer, pool, seed: config.seed };
     let held_out = (0..NUM_TASKS as u64 * 2).map(|i| i * HELD_OUT_EVERY);
     let mut programs = execute(&evaluator.pool, config.seed, held_out)?;
     programs.retain(|p| p.pairs.len() == NUM_INDUCTION_INPUTS);
@@ -91,7 +99,7 @@ impl Evaluator {
         let names = prompt::stops(Format::Compact, config);
         let stop: Arc<[u32]> = self.codec.special_ids(&names).collect();
         let context = self.decoder.spec().max_position_embeddings;
-        let mut engine = Engine::new(&self.decoder, Engine::<CpuBackend>::limits(64, context, 0), self.seed)?;
+        let mut engine = self.engine()?;
         for (i, prompt) in prompts.into_iter().enumerate() {
             engine.submit(SampleRequest {
                 id: (config.index() as u64) << 32 | i as u64,
@@ -106,36 +114,41 @@ impl Evaluator {
         engine.finish(&self.decoder)
     }
 
+    /// Share of the tasks that are solved.
     fn solve(&self, tasks: &[Task], temperature: f32) -> Result<f64> {
-        let kind = tasks[0].kind;
-        let prompts = tasks.iter().map(|t| self.codec.encode(&prompt::solver(Format::Compact, t))).collect();
-        let completions = self.sample(prompts, Config { kind, role: Role::Solve }, temperature)?;
-        let read = |c: &Completion| {
-            let pieces = self.codec.decode(&c.tokens);
-            parse::answer(Format::Compact, kind, &pieces, c.finish == Finish::Stop)
+        let item = |(i, task): (usize, &Task)| Item {
+            suite: task.kind.name().to_owned(),
+            id: i.to_string(),
+            question: Question::Task(task.clone()),
         };
-        let answers: Vec<ReadAnswer> = completions.iter().map(read).collect();
-        let given = |a: &ReadAnswer| a.answer.clone().filter(|_| a.format_ok);
-        let mut right = 0;
-        let mut requests = Vec::new();
-        for (task, answer) in tasks.iter().zip(&answers) {
-            let Some(answer) = given(answer) else { continue };
-            let call = |args: &str, expect: &str| Call { args: args.to_owned(), expect: Some(expect.to_owned()) };
-            let (program, calls) = match kind {
-                TaskKind::Induction => {
-                    (answer, task.hidden_pairs().iter().map(|p| call(&p.input, &p.output)).collect())
-                }
-                TaskKind::Abduction => (task.program.clone(), vec![call(&answer, task.gold_output())]),
-                _ => {
-                    right += usize::from(answers_equal(task.gold_output(), &answer));
-                    continue;
-                }
-            };
-            requests.push(Request { program, calls, profile: Profile::Answer });
-        }
-        let verdicts = self.pool.run(requests)?;
-        right += verdicts.iter().filter(|v| !v.calls.is_empty() && v.calls.iter().all(Outcome::matches)).count();
-        Ok(right as f64 / tasks.len() as f64)
+        let items: Vec<Item> = tasks.iter().enumerate().map(item).collect();
+        let template = Template::Compact;
+        let settings = Settings {
+            template,
+            protocol: Protocol::Direct,
+            temperature,
+            max_new: MAX_NEW,
+            budget: usize::MAX,
+            num_paths: 1,
+            num_rounds: 1,
+            keep_trace: false,
+        };
+        let mut model = Model {
+            decoder: &self.decoder,
+            engine: &mut self.engine()?,
+            codec: &self.codec,
+            tokenizer: &self.tokenizer,
+            stop_tokens: stop_tokens(template, &self.codec, &[]),
+            stop: &StopFlag::default(),
+        };
+        let records = run(&items, settings, 1, 0, &mut model, &self.pool)?;
+        let right: Vec<f64> = records.iter().flat_map(|r| r.right.iter().copied()).collect();
+        Ok(mean(&right))
+    }
+
+    fn engine(&self) -> Result<Engine<CpuBackend>> {
+        let context = self.decoder.spec().max_position_embeddings;
+        Engine::new(&self.decoder, Engine::<CpuBackend>::limits(64, context, 0), self.seed)
     }
 
     fn propose(&self, tasks: &[Task], kind: TaskKind) -> Result<f64> {

@@ -1,0 +1,142 @@
+//! Alarms: signs of a collapse, watched from step to step. Self-play that collapses does so quietly, with rising rewards:
+//! programs become near-identical, answers few, and every probe agrees.
+//!
+//! A sign that lasts for some steps on end is an alarm. Shares are judged as they are; entropy, length and validity against
+//! their own means over the first steps, which the state carries through a resumption. Pure. Not here: what is done about
+//! an alarm (`pipeline`).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Steps whose means later ones are compared with.
+const REFERENCE_STEPS: u64 = 10;
+/// Lowest share of valid proposals that differ from others of their step, in program and in answer.
+const MIN_UNIQUE: [f64; 2] = [0.5, 0.25];
+/// Lowest share of valid tasks that some probes solve and some do not: the others teach the proposer nothing.
+const MIN_INFORMATIVE: f64 = 0.05;
+/// Lowest entropy and validity, and greatest length, as multiples of those of the first steps.
+const MIN_ENTROPY: f64 = 0.3;
+const MIN_VALID: f64 = 0.5;
+const MAX_LENGTH: f64 = 2.5;
+
+/// What is done about an alarm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnCollapse {
+    /// It is reported.
+    Warn,
+    /// The run saves and ends.
+    Stop,
+    /// The run ends, and its checkpoints since the first sign go.
+    Rollback,
+}
+
+/// A step in numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Vitals {
+    /// Share of valid proposals with a program of their own, mean over task types.
+    pub unique_programs: f64,
+    /// Share of valid proposals with an answer of their own, mean over task types.
+    pub unique_answers: f64,
+    /// Share of proposals that became tasks.
+    pub valid: f64,
+    /// Share of tasks that some probes solve and some do not.
+    pub informative: f64,
+    /// Mean entropy of the sampled distributions, in nats.
+    pub entropy: f64,
+    /// Mean length of a response, in tokens.
+    pub response_tokens: f64,
+}
+
+/// The signs so far.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Alarms {
+    num_steps: u64,
+    /// Sums over the first steps: valid, entropy, response tokens.
+    reference: [f64; 3],
+    /// Steps that each sign has lasted for.
+    lasting: BTreeMap<String, u64>,
+}
+
+impl Alarms {
+    /// Takes a step in. Returns the signs that have lasted for `patience` steps or more, with the number of steps.
+    pub fn observe(&mut self, v: &Vitals, patience: u64) -> BTreeMap<String, u64> {
+        self.num_steps += 1;
+        if self.num_steps <= REFERENCE_STEPS {
+            for (sum, x) in self.reference.iter_mut().zip([v.valid, v.entropy, v.response_tokens]) {
+                *sum += x;
+            }
+            return BTreeMap::new();
+        }
+        let [valid, entropy, length] = self.reference.map(|sum| sum / REFERENCE_STEPS as f64);
+        let signs = [
+            ("unique_programs", v.unique_programs < MIN_UNIQUE[0]),
+            ("unique_answers", v.unique_answers < MIN_UNIQUE[1]),
+            ("success_rates", v.informative < MIN_INFORMATIVE),
+            ("validity", v.valid < MIN_VALID * valid),
+            ("entropy", v.entropy < MIN_ENTROPY * entropy),
+            ("length", v.response_tokens > MAX_LENGTH * length),
+        ];
+        for (name, shows) in signs {
+            let lasting = self.lasting.entry(name.to_owned()).or_default();
+            *lasting = if shows { *lasting + 1 } else { 0 };
+        }
+        self.lasting.iter().filter(|(_, n)| **n >= patience.max(1)).map(|(name, n)| (name.clone(), *n)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEALTHY: Vitals = Vitals {
+        unique_programs: 0.9,
+        unique_answers: 0.8,
+        valid: 0.7,
+        informative: 0.5,
+        entropy: 0.6,
+        response_tokens: 40.0,
+    };
+
+    fn seasoned() -> Alarms {
+        let mut alarms = Alarms::default();
+        for _ in 0..REFERENCE_STEPS {
+            // However bad the beginning is, there is nothing to compare it with.
+            assert!(alarms.observe(&HEALTHY, 1).is_empty());
+        }
+        alarms
+    }
+
+    #[test]
+    fn every_sign_is_seen_once_it_lasts() {
+        type Worsen = fn(&mut Vitals);
+        let cases: [(&str, Worsen); 6] = [
+            ("unique_programs", |v| v.unique_programs = 0.4),
+            ("unique_answers", |v| v.unique_answers = 0.2),
+            ("success_rates", |v| v.informative = 0.0),
+            ("validity", |v| v.valid = 0.3),
+            ("entropy", |v| v.entropy = 0.1),
+            ("length", |v| v.response_tokens = 120.0),
+        ];
+        for (name, worsen) in cases {
+            let (mut alarms, mut bad) = (seasoned(), HEALTHY);
+            worsen(&mut bad);
+            assert!(alarms.observe(&bad, 3).is_empty() && alarms.observe(&bad, 3).is_empty(), "{name}");
+            assert_eq!(alarms.observe(&bad, 3), BTreeMap::from([(name.to_owned(), 3)]));
+            assert!(alarms.observe(&HEALTHY, 3).is_empty() && alarms.observe(&bad, 3).is_empty(), "{name} begins anew");
+        }
+    }
+
+    #[test]
+    fn signs_go_on_through_a_resumption() {
+        let bad = Vitals { entropy: 0.0, ..HEALTHY };
+        let mut alarms = seasoned();
+        alarms.observe(&bad, 2);
+        let text = serde_json::to_string(&alarms).expect("plain data");
+        let mut resumed: Alarms = serde_json::from_str(&text).expect("the same");
+        assert_eq!(resumed, alarms);
+        assert_eq!(resumed.observe(&bad, 2), BTreeMap::from([("entropy".to_owned(), 2)]));
+    }
+}
