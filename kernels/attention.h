@@ -141,9 +141,14 @@ DEV void softmax_begin(Softmax<C>& x) {
 // last[r].
 template <int keys>
 DEV void softmax_scores(float* s, int first, const int (&last)[2], float scale) {
+  UNROLL for (int i = 0; i < keys / 2; i++)
+    s[i] *= scale;
+  // Most blocks lie whole before what the warp's rows see last.
+  int end = first + keys - 1;
+  if (warp_ballot(end > last[0] || end > last[1]) == 0) return;
   UNROLL for (int i = 0; i < keys / 2; i++) {
     int key = first + i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2;
-    s[i] = key <= last[i % 4 / 2] ? s[i] * scale : minus_infinity();
+    if (key > last[i % 4 / 2]) s[i] = minus_infinity();
   }
 }
 
@@ -171,7 +176,7 @@ DEV void softmax_weights(float* s, float (&m)[2], float (&l)[2], Rescale rescale
     }
   }
   UNROLL for (int i = 0; i < BLOCK / 2; i++) {
-    s[i] = exp_f32(s[i] - from[i % 4 / 2]);
+    s[i] = exp_below_88(s[i] - from[i % 4 / 2]);
     l[i % 4 / 2] += s[i];
   }
 }

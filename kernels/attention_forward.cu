@@ -118,7 +118,7 @@ KERNEL_ALONE(THREADS, attention_forward_64)
 }
 EXPORT(attention_forward_64)
 
-KERNEL(THREADS, attention_forward_128)
+KERNEL_ALONE(THREADS, attention_forward_128)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* spans, const u32* tiles,
  const u32* page_lists, bf16* out_thc, float* lse_th, int num_heads, int num_kv_heads,
  float scale) {

@@ -2,14 +2,12 @@
 // and src/base/rng.rs (tests/kernels/numerics.rs compares them). Included by prims.h.
 #pragma once
 
-// e^x within 2 ulp for x in -87..88; below that 0, above that saturated.
-DEV float exp_f32(float x) {
+// exp_f32's bits for x up to 88, which is not checked.
+DEV float exp_below_88(float x) {
   const float shift = 12582912.0f;
-  float clamped = x < -87.0f ? -87.0f : x;
-  clamped = clamped > 88.0f ? 88.0f : clamped;
-  float shifted = fma_f32(clamped, 1.44269504088896340736f, shift);
+  float shifted = fma_f32(x, 1.44269504088896340736f, shift);
   float n = shifted - shift;
-  float r = fma_f32(n, -0.6933594f, clamped);
+  float r = fma_f32(n, -0.6933594f, x);
   r = fma_f32(n, 2.1219444e-4f, r);
   float p = 1.9875691e-4f;
   p = fma_f32(p, r, 1.3982e-3f);
@@ -18,9 +16,13 @@ DEV float exp_f32(float x) {
   p = fma_f32(p, r, 1.6666665e-1f);
   p = fma_f32(p, r, 0.5f);
   p = fma_f32(p * r, r, r) + 1.0f;
-  float scale = float_of((u32)((int)n + 127) << 23);
+  // The lowest bits of `shifted` are n: 2^n without a conversion. Far below -87 it is nothing.
+  float scale = float_of((bits_of(shifted) << 23) + 0x3f800000u);
   return x < -87.0f ? 0.0f : p * scale;
 }
+
+// e^x within 2 ulp for x in -87..88; below that 0, above that saturated.
+DEV float exp_f32(float x) { return exp_below_88(x > 88.0f ? 88.0f : x); }
 
 // Natural logarithm within 2 ulp for positive normal x.
 DEV float ln_f32(float x) {
