@@ -224,7 +224,14 @@ mod tests {
         assert_eq!(expects, [Some("2"), None]);
         assert!(on_visible(&question, "p", false).expect("two cases").calls.iter().all(|c| c.expect.is_none()));
         let value = |matches| Outcome::Value { text: "2".into(), matches };
-        let verdict = |calls| Verdict { rejection: None, calls, normal_form: None, cpu_us: 0, memory_bytes: 0 };
+        let verdict = |calls| Verdict {
+            rejection: None,
+            calls,
+            unstable: Vec::new(),
+            normal_form: None,
+            cpu_us: 0,
+            memory_bytes: 0,
+        };
         assert!(visible_is_right(&verdict(vec![value(Some(true)), value(None)]), &request));
         assert!(!visible_is_right(&verdict(vec![value(Some(false)), value(None)]), &request));
         assert!(!visible_is_right(&verdict(vec![value(Some(true)), Outcome::Crash]), &request));

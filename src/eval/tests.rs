@@ -33,7 +33,7 @@ fn reply(text: &str) -> Reply {
 
 fn verdict(text: &str, matches: Option<bool>) -> Verdict {
     let calls = vec![Outcome::Value { text: text.to_owned(), matches }];
-    Verdict { rejection: None, calls, normal_form: None, cpu_us: 0, memory_bytes: 0 }
+    Verdict { rejection: None, calls, unstable: Vec::new(), normal_form: None, cpu_us: 0, memory_bytes: 0 }
 }
 
 /// Prompts that it asks for, or none when it asks for something else.
