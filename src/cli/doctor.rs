@@ -83,7 +83,9 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     match (gpu(Device::Auto), probe()) {
         (Ok(Some(gpu)), _) => report.found("gpu", Ok(gpu.describe()), State::Ok),
         (Ok(None), Err(error)) => report.found("gpu", Err(error), State::Absent),
-        (Ok(None), Ok(_)) => report.add("gpu", State::Absent, "there is one that cannot be used, as was said; left alone"),
+        (Ok(None), Ok(_)) => {
+            report.add("gpu", State::Absent, "there is one that cannot be used, as was said; left alone")
+        }
         (Err(error), _) => report.found("gpu", Err(error), State::Missing),
     }
     let mut arches: Vec<&str> = IMAGES.iter().map(|i| i.arch).collect();
