@@ -132,6 +132,7 @@ fn the_script_for_gpu_boxes_runs_on_the_emulator() {
     let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/run.sh"))
         .arg("quick")
         .env("LD_LIBRARY_PATH", azr_kernel_emu::folder())
+        .env("AZR_EMU_ARITHMETIC", "1")
         .envs([("AZR", env!("CARGO_BIN_EXE_azr")), ("SMALL", "1"), ("AZR_EMU_WORKERS", "2"), ("KERNEL_TESTS", "none")])
         .envs([("KERNEL_BENCH", "none"), ("OUT", dir.path().to_str().expect("UTF-8"))])
         .output()
@@ -140,7 +141,7 @@ fn the_script_for_gpu_boxes_runs_on_the_emulator() {
     assert!(output.status.success(), "{said}{}", stderr(&output));
     let lines = json_lines(&dir.path().join("results.jsonl"));
     let of = |name: &str| lines.iter().find(|l| l["step"] == name).unwrap_or_else(|| panic!("{name} in {said}"));
-    for name in ["version", "selftest", "job", "bench-small"] {
+    for name in ["version", "selftest-quick", "bits-of-the-model", "job", "bench-small"] {
         assert_eq!(of(name)["rc"], 0, "{said}");
     }
     assert!(of("kernels")["said"].as_str().is_some_and(|s| s.starts_with("SKIPPED: ")), "{said}");

@@ -1,6 +1,6 @@
 //! Launchers of attention: norms, rotation and page writes (`rope.cu`), many rows of a sequence
-//! (`attention_forward.cu`, `attention_hopper.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`),
-//! and their plans.
+//! (`attention_forward.cu`, `attention_hopper.cu`, `attention_backward.cu`), one row of each (`attention_decode.cu`).
+//! Their plans are made in `attention_plan.rs`.
 //!
 //! Keys and values of one layer lie in pages `[pages][G][16][C]` of bf16, C being 32, 64 or 128. Queries and outputs
 //! are `[T][H][C]`, fused rows `[T][Q]` with `Q = (H + 2 G) C`. A plan decides who computes what, never a result's bits.
@@ -17,7 +17,7 @@ use crate::error::Result;
 const THREADS: u32 = 128;
 /// Rows of a block of `rope_backward`.
 const ROPE_BACKWARD_ROWS: usize = 16;
-/// Threads of that block, and its stages of 64 keys and values.
+/// Threads of a block of `attention_hopper.cu`, and its stages of 64 keys and values.
 const WIDE_THREADS: u32 = 384;
 const WIDE_STAGES: usize = 4;
 /// Columns of a TMA box: 128 bytes.
