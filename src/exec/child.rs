@@ -35,11 +35,12 @@ pub struct Warm<'a> {
     pub last_pop: PyObjectRef,
 }
 
-/// Enters the child's layers, runs the calls and ends the process.
-pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot) -> ! {
+/// Enters the child's layers, runs the calls and ends the process. `zygote` is the number of its parent.
+pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32) -> ! {
     let enter = || -> Option<()> {
-        // A zygote that is killed takes its child along.
+        // A zygote that is killed takes its child along, and one that was killed before this has its child end now.
         sandbox::die_with_parent();
+        (std::os::unix::process::parent_id() == zygote).then_some(())?;
         sandbox::close_from(3);
         sandbox::set_child_rlimits().ok()?;
         sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;

@@ -60,6 +60,7 @@ pub fn filter(zygote: bool) -> Result<BpfProgram, String> {
         libc::SYS_set_robust_list,
         libc::SYS_rseq,
         libc::SYS_setitimer,
+        libc::SYS_getppid,
     ];
     let (exec, anonymous) = (libc::PROT_EXEC as u32, libc::MAP_ANONYMOUS as u32);
     let bound: [(i64, &[Must]); 5] = [

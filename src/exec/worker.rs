@@ -379,8 +379,9 @@ fn run_child(
     result: &mut JobResult,
 ) -> (Vec<Outcome>, Option<Outcome>) {
     slot.clear();
+    let zygote = std::process::id();
     let pid = match sandbox::fork() {
-        Ok(None) => child::run(warm, job, order, slot),
+        Ok(None) => child::run(warm, job, order, slot, zygote),
         Ok(Some(pid)) => pid,
         Err(_) => return (Vec::new(), None),
     };

@@ -205,8 +205,6 @@ fn a_zygote_killed_from_outside_is_replaced_and_no_verdict_is_lost() {
             None => std::thread::yield_now(),
         }
     };
-    // A child ties itself to its zygote first of all; one that is younger than that could outlive it by its limits.
-    std::thread::sleep(std::time::Duration::from_millis(200));
     kill(zygote as i32);
     let (tag, verdict) = pool.verdicts().recv().expect("alive");
     assert_eq!((tag, verdict.calls), (0, vec![Outcome::TimeoutWall]), "it ran again on a new zygote");
