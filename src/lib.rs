@@ -80,6 +80,7 @@ pub mod compute {
 
 /// Floor 3: running programs that nobody has read.
 pub mod exec {
+    mod arithmetic;
     pub mod child;
     mod constructors;
     pub mod convert;

@@ -236,7 +236,7 @@ pub struct ExecArgs {
     /// Checks and limits of lines that name none
     #[arg(long, value_enum, value_name = "NAME", default_value_t = ExecProfile::Run)]
     pub profile: ExecProfile,
-    /// Processor time of one call, in milliseconds [default: 1000, propose 300]
+    /// Processor time of one call, in milliseconds [default: 4000, answer 1000, propose 300]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=3_600_000))]
     pub cpu_ms: Option<u64>,
     /// Time on the wall of one call, in milliseconds [default: sixty times the processor time]

@@ -200,6 +200,7 @@ impl<B: Backend> Loaded<B> {
         let pool = Pool::start(&PoolConfig {
             num_workers: args.executors.unwrap_or_else(cores),
             cpu_ms_answer: args.cpu_ms,
+            cpu_ms_run: args.cpu_ms,
             sandbox: if args.sandbox == SandboxMode::Strict { Sandbox::Strict } else { Sandbox::BestEffort },
             ..PoolConfig::default()
         })?;

@@ -44,6 +44,7 @@ fn pool_config(args: &ExecArgs) -> PoolConfig {
         num_workers: args.executors.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         cpu_ms_propose: cpu_ms.unwrap_or(defaults.cpu_ms_propose),
         cpu_ms_answer: cpu_ms.unwrap_or(defaults.cpu_ms_answer),
+        cpu_ms_run: cpu_ms.unwrap_or(defaults.cpu_ms_run),
         memory_bytes: args.memory_mib.map_or(defaults.memory_bytes, |m| m << 20),
         sandbox: match args.sandbox {
             SandboxMode::Strict => Sandbox::Strict,

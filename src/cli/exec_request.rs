@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result as AzrResult};
 
+use crate::exec::json::from_python;
 use crate::exec::protocol::{Call, Limits, Profile, Request};
 use crate::exec::source::rename;
 use crate::exec::value::Value;
@@ -35,7 +36,7 @@ pub struct Item {
 /// # Errors
 /// What is wrong with it.
 pub fn read(line: &str, profile: Profile, limits: impl Fn(Profile) -> Limits) -> Result<Item, String> {
-    let json: Json = serde_json::from_str(line).map_err(|e| format!("no JSON: {e}"))?;
+    let json: Json = from_python(line).map_err(|e| format!("no JSON: {e}"))?;
     let map = json.as_object().ok_or("no JSON object")?;
     let profile = match map.get("profile") {
         None => profile,
@@ -68,7 +69,6 @@ fn program(map: &Map<String, Json>) -> Result<String, String> {
     if let Some(imports) = map.get("imports").and_then(Json::as_array) {
         parts.extend(imports.iter().filter_map(Json::as_str));
     }
-    parts.extend(text(map, &["test_setup_code"])?);
     let whole = text(map, &["program", "code", "snippet"])?;
     let prompt = text(map, &["prompt"])?;
     let completion = text(map, &["completion", "canonical_solution"])?;
@@ -78,6 +78,8 @@ fn program(map: &Map<String, Json>) -> Result<String, String> {
         (None, Some(completed)) => parts.push(completed),
         _ => return Err("no `program`".to_owned()),
     }
+    // What tests need is made of what the program defines (MBPP).
+    parts.extend(text(map, &["test_setup_code"])?);
     parts.retain(|p| !p.is_empty());
     Ok(parts.join("\n"))
 }
@@ -205,9 +207,9 @@ mod tests {
         ] {
             assert_eq!(call_texts(line), owned(calls), "{line}");
         }
-        let item = run(r#"{"task_id":7,"imports":["import re"],"test_setup_code":"","snippet":"p","input":""}"#)
+        let item = run(r#"{"task_id":7,"imports":["import re"],"test_setup_code":"x = A()","snippet":"p","input":""}"#)
             .expect("a line");
-        assert_eq!((item.id, item.request.program.as_str()), (Some(Json::from(7)), "import re\np"));
+        assert_eq!((item.id, item.request.program.as_str()), (Some(Json::from(7)), "import re\np\nx = A()"));
     }
 
     #[test]

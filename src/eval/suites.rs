@@ -8,6 +8,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
+use crate::exec::json::from_python;
 use crate::exec::source::rename;
 use crate::exec::value::Value;
 use crate::selfplay::task::{Pair, Task, TaskKind};
@@ -176,7 +177,7 @@ pub fn read(path: &Path, format: Option<Format>, limit: Option<usize>) -> Result
 /// # Errors
 /// When it is a record that no format has.
 pub fn read_question(text: &str) -> Result<Question, String> {
-    let Ok(Json::Object(mut map)) = serde_json::from_str(text.trim()) else {
+    let Ok(Json::Object(mut map)) = from_python(text.trim()) else {
         return Ok(Question::Open(text.trim().to_owned()));
     };
     if let Some(program) = map.remove("program").filter(|_| !map.contains_key("pairs")) {
@@ -231,13 +232,13 @@ pub fn parse(text: &str, suite: &str, format: Option<Format>) -> Result<Vec<Item
 
 fn records(text: &str) -> Result<Vec<Json>, String> {
     let lines = || text.lines().filter(|l| !l.trim().is_empty());
-    if let Ok(records) = lines().map(serde_json::from_str).collect::<Result<Vec<Json>, _>>()
+    if let Ok(records) = lines().map(from_python).collect::<Result<Vec<Json>, _>>()
         && records.iter().all(Json::is_object)
         && !(records.len() == 1 && is_passages(&records[0]))
     {
         return Ok(records);
     }
-    match serde_json::from_str(text) {
+    match from_python(text) {
         Ok(Json::Array(records)) => Ok(records),
         Ok(Json::Object(map)) if is_passages(&Json::Object(map.clone())) => {
             Ok(map.into_iter().map(|(_, v)| v).collect())
@@ -245,7 +246,7 @@ fn records(text: &str) -> Result<Vec<Json>, String> {
         Ok(record @ Json::Object(_)) => Ok(vec![record]),
         Ok(_) => Err("it holds neither records nor passages".to_owned()),
         Err(_) => {
-            let bad = lines().enumerate().find_map(|(i, l)| serde_json::from_str::<Json>(l).err().map(|e| (i, e)));
+            let bad = lines().enumerate().find_map(|(i, l)| from_python(l).err().map(|e| (i, e)));
             Err(bad.map_or_else(|| "no JSON".to_owned(), |(i, e)| format!("line {} is no JSON: {e}", i + 1)))
         }
     }
@@ -392,11 +393,13 @@ fn mbpp(map: &Map<String, Json>) -> Result<Code, String> {
     let mut tests = shown.clone();
     tests.extend(list("challenge_test_list"));
     tests.extend(text(map, "test").map(with_numpy));
-    let mut setup = list("test_imports");
-    setup.extend(text(map, "test_setup_code").filter(|s| !s.is_empty()).map(str::to_owned));
+    // What tests need is made of what the answer defines.
+    if let Some(setup) = text(map, "test_setup_code").filter(|s| !s.is_empty()) {
+        tests.iter_mut().for_each(|t| *t = format!("{setup}\n{t}"));
+    }
     let words = text(map, "text").or_else(|| text(map, "prompt")).ok_or("no text or prompt")?;
     let words = format!("{words}\nThe program must pass these tests:\n```python\n{}\n```", shown.join("\n"));
-    Ok(Code { text: words, stub: String::new(), entry, setup: setup.join("\n"), tests, visible })
+    Ok(Code { text: words, stub: String::new(), entry, setup: list("test_imports").join("\n"), tests, visible })
 }
 
 /// The two sides of `assert left == right`.

@@ -4,6 +4,9 @@
 //! call should give is not known here: a supervisor compares. (Only source from elsewhere, which may expect any expression,
 //! is compared here, and then as values.)
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
 use rustpython_vm as vm;
 use seccompiler::BpfProgram;
 use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet};
@@ -70,16 +73,30 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32
     sandbox::exit_now(0)
 }
 
-/// From now on sets give their members from last to first. Equal programs whose results differ by it depend on an order
-/// that Python does not promise.
+thread_local! {
+    /// Hashes of the members of sets, numbered as they were first met.
+    static MET: RefCell<BTreeMap<i64, usize>> = const { RefCell::new(BTreeMap::new()) };
+}
+
+/// From now on sets give their members from the last that was met to the first. Equal programs whose results differ by it
+/// depend on an order that Python does not promise. (Merely reversed, a set made from another set would be as it was.)
 fn reverse_sets(warm: &Warm<'_>) {
     let reversed = |object: PyObjectRef, vm: &VirtualMachine| -> PyResult {
-        let mut members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
+        let members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
             (Some(set), _) => set.elements(),
             (_, Some(set)) => set.elements(),
             _ => Vec::new(),
         };
-        members.reverse();
+        let hashes = members.iter().map(|m| m.hash(vm)).collect::<PyResult<Vec<_>>>()?;
+        let mut ranked: Vec<_> = MET.with_borrow_mut(|met| {
+            let mut rank = |hash| {
+                let next = met.len();
+                *met.entry(hash).or_insert(next)
+            };
+            hashes.into_iter().map(&mut rank).zip(members).collect()
+        });
+        ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+        let members = ranked.into_iter().map(|(_, member)| member).collect();
         PyObjectRef::from(vm.ctx.new_list(members)).get_iter(vm).map(Into::into)
     };
     let types = &warm.vm.ctx.types;

@@ -19,6 +19,37 @@ use crate::exec::value::{Factory, MAX_DEPTH, Pairs, Value};
 /// Largest int that is a JSON number: beyond it readers with doubles lose digits.
 const MAX_NUMBER: u64 = 1 << 53;
 
+/// Reads JSON, also as Python writes it, with NaN and Infinity for numbers.
+///
+/// # Errors
+/// When it is neither.
+pub fn from_python(text: &str) -> serde_json::Result<Json> {
+    serde_json::from_str(text).or_else(|e| serde_json::from_str(&without_constants(text).ok_or(e)?))
+}
+
+/// The text with Python's constants in this module's form; none where it has no such constant.
+fn without_constants(text: &str) -> Option<String> {
+    const CONSTANTS: [(&str, &str); 3] = [("NaN", "nan"), ("-Infinity", "-inf"), ("Infinity", "inf")];
+    let (mut out, mut rest, mut found) = (String::with_capacity(text.len()), text, false);
+    let mut in_string = false;
+    while let Some(first) = rest.chars().next() {
+        let constant = CONSTANTS.iter().find(|(name, _)| !in_string && rest.starts_with(name));
+        let mut len = first.len_utf8();
+        if let Some((name, value)) = constant {
+            (found, len) = (true, name.len());
+            out.push_str(&format!("{{\"$float\":\"{value}\"}}"));
+        } else {
+            in_string ^= first == '"';
+            if in_string && first == '\\' {
+                len += rest[1..].chars().next().map_or(0, char::len_utf8);
+            }
+            out.push_str(&rest[..len]);
+        }
+        rest = &rest[len..];
+    }
+    found.then_some(out)
+}
+
 impl Value {
     /// The value as JSON.
     pub fn to_json(&self) -> Json {
@@ -159,6 +190,16 @@ mod tests {
     use crate::exec::moment::{Clock, Date, Moment};
     use crate::exec::number::{Decimal, Exponent, reduced};
     use proptest::prelude::*;
+
+    #[test]
+    fn pythons_constants_are_read_outside_of_strings_only() {
+        let read = |text: &str| from_python(text).ok().and_then(|json| Value::from_json(&json)).map(|v| v.repr());
+        assert_eq!(read(r#"[NaN, -Infinity, {"NaN": Infinity}]"#).as_deref(), Some("[nan, -inf, {'NaN': inf}]"));
+        assert_eq!(read(r#"["\"NaN", "Infinity\\", NaN]"#).as_deref(), Some(r#"['"NaN', 'Infinity\\', nan]"#));
+        for text in ["[NaN", "nan", "[NaNs]", "{Infinity: 1}", ""] {
+            assert_eq!(read(text), None, "{text}");
+        }
+    }
 
     fn leaf() -> impl Strategy<Value = Value> {
         let big = prop::collection::vec(any::<u8>(), 0..20).prop_map(|b| Value::Int(BigInt::from_signed_bytes_be(&b)));

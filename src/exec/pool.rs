@@ -53,6 +53,8 @@ pub struct PoolConfig {
     pub cpu_ms_propose: u64,
     /// CPU limit of one call of an answer, in milliseconds.
     pub cpu_ms_answer: u64,
+    /// CPU limit of one call of any other program, in milliseconds.
+    pub cpu_ms_run: u64,
     /// Wall-clock limit as a multiple of the CPU limit. Nothing that a program can do blocks, so that only a machine that
     /// is busy with other things comes near: a verdict must not depend on that.
     pub wall_factor: u64,
@@ -69,7 +71,11 @@ pub struct PoolConfig {
 impl PoolConfig {
     /// Limits of one call under a profile.
     pub fn limits(&self, profile: Profile) -> Limits {
-        let cpu_ms = if profile == Profile::Propose { self.cpu_ms_propose } else { self.cpu_ms_answer };
+        let cpu_ms = match profile {
+            Profile::Propose => self.cpu_ms_propose,
+            Profile::Answer => self.cpu_ms_answer,
+            Profile::Run => self.cpu_ms_run,
+        };
         Limits { cpu_ms, wall_ms: cpu_ms * self.wall_factor, memory_bytes: self.memory_bytes }
     }
 }
@@ -80,6 +86,7 @@ impl Default for PoolConfig {
             num_workers: 2,
             cpu_ms_propose: 300,
             cpu_ms_answer: 1000,
+            cpu_ms_run: 4000,
             wall_factor: 60,
             memory_bytes: 256 << 20,
             sandbox: Sandbox::Strict,

@@ -10,6 +10,7 @@ pub fn config() -> PoolConfig {
         num_workers: 2,
         cpu_ms_propose: 300,
         cpu_ms_answer: 400,
+        cpu_ms_run: 400,
         executable: Some(env!("CARGO_BIN_EXE_azr").into()),
         ..PoolConfig::default()
     }
