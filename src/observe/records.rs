@@ -40,6 +40,9 @@ pub struct StepMetrics {
     pub rejections: BTreeMap<String, usize>,
     /// Tasks in the buffers, by type.
     pub buffers: BTreeMap<String, usize>,
+    /// Tasks in the buffers that are too easy to be drawn, by type, where that rule of the gate is on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub too_easy: BTreeMap<String, usize>,
     /// Prompts left out because they do not fit the model.
     pub prompts_left_out: usize,
     /// Probes drawn.
@@ -112,6 +115,9 @@ pub struct TraceRecord {
     pub format_ok: bool,
     /// What the checks said.
     pub verdict: String,
+    /// What followed from it beside reward and advantage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The gold answer that it was judged by, or the validated task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gold: Option<String>,

@@ -53,6 +53,11 @@ impl Attempt {
         Attempt { id, completion: None, format_ok: false, answer: None, grade: None }
     }
 
+    /// Whether every check passed.
+    pub fn is_right(&self) -> bool {
+        self.accuracy() == 1.0
+    }
+
     /// Share of the checks passed; 0 while undecided.
     pub fn accuracy(&self) -> f64 {
         self.grade.as_ref().map_or(0.0, |g| g.accuracy)
@@ -260,6 +265,16 @@ impl Round {
                 self.stats.executor_wait_s += start.elapsed().as_secs_f64();
             } else {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Takes the probes' answers into the records of the new tasks; called once, after they have run.
+    pub fn record_probes(&mut self) {
+        for p in &mut self.proposals {
+            if let Some(task) = &mut p.task {
+                let right = p.probes.iter().filter(|a| a.is_right()).count();
+                Arc::make_mut(task).record.observe(p.probes.len() as u32, right as u32);
             }
         }
     }

@@ -97,7 +97,8 @@ impl Prompter<'_> {
     pub fn solves(&self, round: &mut Round, kind: TaskKind, step: u64, count: usize) -> usize {
         let config = Config { kind, role: Role::Solve };
         let mut rng = self.rng(step, config, 0);
-        let tasks = self.buffers.of(kind).solver_tasks(&mut rng, count, self.config.task_sampling, step);
+        let (sampling, gate) = (self.config.task_sampling, &self.config.gate);
+        let tasks = self.buffers.of(kind).solver_tasks(&mut rng, count, sampling, step, gate);
         self.add_solves(round, config, step, tasks)
     }
 

@@ -17,7 +17,7 @@ use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
 use crate::rollout::engine::{Completion, Engine, Finish};
 use crate::selfplay::alarm::{Alarms, Vitals};
-use crate::selfplay::buffer::Buffers;
+use crate::selfplay::buffer::{Answers, Buffers};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SolverTasks};
 use crate::selfplay::intrinsic::Seen;
@@ -109,10 +109,19 @@ impl<B: Backend> Run<B> {
         let rollout_end = Instant::now();
         let stats = update(&mut self.trainer, &samples, &self.config.train, self.config.rollout.temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();
-        let trace = self.trace(step, &round, &samples);
+        let mut trace = self.trace(step, &round, &samples);
         let mut metrics = self.metrics(step, &round, &samples, stats);
         drop(samples);
-        self.store(&round);
+        let gate = self.config.selfplay.gate.clone();
+        for id in self.store(&round) {
+            let at =
+                trace.binary_search_by_key(&id, |r| r.id).expect("the trace has every answer, in the order of ids");
+            trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
+        }
+        if gate.too_easy > 0 {
+            let count = |k: &TaskKind| (k.name().to_owned(), self.buffers.of(*k).num_too_easy(&gate));
+            metrics.too_easy = TaskKind::ALL.iter().map(count).collect();
+        }
         metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
         metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
@@ -152,6 +161,7 @@ impl<B: Backend> Run<B> {
             }
         }
         round.run(&mut cx)?;
+        round.record_probes();
         if same_step {
             // The new tasks are pushed onto a copy of the buffers, from which `max_new` takes them first.
             let mut buffers = self.buffers.clone();
@@ -179,16 +189,34 @@ impl<B: Backend> Run<B> {
         }
     }
 
-    /// Puts the step's tasks into the buffers, in the order of their ids.
-    fn store(&mut self, round: &Round) {
+    /// Puts the step's tasks into the buffers, in the order of their ids, and the answers to tasks of the buffers into
+    /// their records. Returns ids of proposals and answers by which a task became too easy to be drawn again.
+    fn store(&mut self, round: &Round) -> Vec<u64> {
+        let mut answers = Answers::new();
+        for s in &round.solves {
+            let (tries, right) = answers.entry(Arc::as_ptr(&s.task)).or_default();
+            *tries += 1;
+            *right += u32::from(s.attempt.is_right());
+        }
+        let gate = &self.config.selfplay.gate;
+        let mut last_drawn = Vec::new();
         for p in &round.proposals {
             if let (Some(task), Some(rate)) = (&p.task, p.success_rate()) {
                 self.seen.add(task);
                 if self.config.selfplay.accept.accepts(rate) {
                     self.buffers.push(task.clone());
+                    last_drawn.extend(gate.is_too_easy(&task.record).then_some(p.id));
                 }
             }
         }
+        for s in &round.solves {
+            let (mut record, (tries, right)) = (s.task.record, answers[&Arc::as_ptr(&s.task)]);
+            record.observe(tries, right);
+            let newly = gate.is_too_easy(&record) && !gate.is_too_easy(&s.task.record);
+            last_drawn.extend(newly.then_some(s.attempt.id));
+        }
+        self.buffers.observe(&answers);
+        last_drawn
     }
 
     fn metrics(&self, step: u64, round: &Round, samples: &[Sample<'_>], stats: UpdateStats) -> StepMetrics {
