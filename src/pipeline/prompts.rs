@@ -67,7 +67,7 @@ impl Prompter<'_> {
 
     fn shown(&self, kind: TaskKind, step: u64, rng: &mut Rng) -> Shown {
         if kind == TaskKind::Induction {
-            let source = self.buffers.induction_source(rng);
+            let source = self.buffers.induction_source(rng, self.config.reference_sampling);
             return Shown { references: source.into_iter().collect(), composites: Vec::new() };
         }
         let buffer = self.buffers.of(kind);

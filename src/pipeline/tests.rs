@@ -14,7 +14,7 @@ use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::samples;
 use crate::rollout::engine::{Completion, Finish};
-use crate::selfplay::buffer::Buffers;
+use crate::selfplay::buffer::{Buffers, ReferenceSampling};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SelfPlayConfig};
 use crate::selfplay::gate::GateConfig;
@@ -212,9 +212,9 @@ fn induction_programs_come_from_abduction_and_deduction_alike() {
     for (kind, name) in [(TaskKind::Abduction, "a"), (TaskKind::Deduction, "d"), (TaskKind::Induction, "i")] {
         buffers.push(Arc::new(Task { message: name.into(), ..task(kind, 1) }));
     }
-    let mut rng = Rng::new(1, Purpose::Test, 0, 0);
+    let (mut rng, uniform) = (Rng::new(1, Purpose::Test, 0, 0), ReferenceSampling::Uniform);
     let drawn: BTreeSet<String> =
-        (0..64).map(|_| buffers.induction_source(&mut rng).expect("there are two").message.clone()).collect();
+        (0..64).map(|_| buffers.induction_source(&mut rng, uniform).expect("there are two").message.clone()).collect();
     assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["a", "d"]);
-    assert!(Buffers::new(1).induction_source(&mut rng).is_none());
+    assert!(Buffers::new(1).induction_source(&mut rng, uniform).is_none());
 }

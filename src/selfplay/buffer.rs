@@ -17,6 +17,8 @@ pub enum ReferenceSampling {
     Uniform,
     /// In proportion to the step that proposed them, plus 1.
     Recent,
+    /// In proportion to the solver's failures at them ([`Record::failure`](crate::selfplay::task::Record::failure)), programs of induction proposals too.
+    Adversarial,
 }
 
 /// How solver tasks are drawn.
@@ -88,10 +90,14 @@ impl Buffer {
     /// Draws `count` different references, or all there are.
     pub fn references(&self, rng: &mut Rng, count: usize, sampling: ReferenceSampling) -> Vec<Arc<Task>> {
         let count = count.min(self.len());
-        if sampling == ReferenceSampling::Uniform {
-            return rng.distinct(self.len(), count).into_iter().map(|i| self.tasks[i].clone()).collect();
-        }
-        let mut weights: Vec<f64> = self.tasks.iter().map(|t| t.step as f64 + 1.0).collect();
+        let weight: fn(&Arc<Task>) -> f64 = match sampling {
+            ReferenceSampling::Uniform => {
+                return rng.distinct(self.len(), count).into_iter().map(|i| self.tasks[i].clone()).collect();
+            }
+            ReferenceSampling::Recent => |t| t.step as f64 + 1.0,
+            ReferenceSampling::Adversarial => |t| t.record.failure(),
+        };
+        let mut weights: Vec<f64> = self.tasks.iter().map(weight).collect();
         (0..count)
             .map(|_| {
                 let i = rng.weighted(&weights);
@@ -177,12 +183,17 @@ impl Buffers {
         self.by_kind.iter().flat_map(Buffer::iter)
     }
 
-    /// A program for an induction proposer: from the union of abduction and deduction, uniformly.
-    pub fn induction_source(&self, rng: &mut Rng) -> Option<Arc<Task>> {
+    /// A program for an induction proposer: from the union of abduction and deduction, uniformly unless the sampling is
+    /// adversarial.
+    pub fn induction_source(&self, rng: &mut Rng, sampling: ReferenceSampling) -> Option<Arc<Task>> {
         let (a, d) = (self.of(TaskKind::Abduction), self.of(TaskKind::Deduction));
         let total = a.len() + d.len();
         (total > 0).then(|| {
-            let i = rng.below(total);
+            let i = if sampling == ReferenceSampling::Adversarial {
+                rng.weighted(&a.iter().chain(d.iter()).map(|t| t.record.failure()).collect::<Vec<_>>())
+            } else {
+                rng.below(total)
+            };
             if i < a.len() { a.tasks[i].clone() } else { d.tasks[i - a.len()].clone() }
         })
     }
@@ -220,13 +231,37 @@ mod tests {
     fn references_are_different_tasks() {
         let mut buffer = Buffer::new(99);
         (0..20).for_each(|i| buffer.push(task(i)));
-        for sampling in [ReferenceSampling::Uniform, ReferenceSampling::Recent] {
+        for sampling in [ReferenceSampling::Uniform, ReferenceSampling::Recent, ReferenceSampling::Adversarial] {
             let mut steps: Vec<u64> = buffer.references(&mut rng(), 6, sampling).iter().map(|t| t.step).collect();
             steps.sort_unstable();
             steps.dedup();
             assert_eq!(steps.len(), 6);
         }
         assert_eq!(buffer.references(&mut rng(), 99, ReferenceSampling::Recent).len(), 20);
+    }
+
+    #[test]
+    fn adversarial_references_are_what_the_solver_fails() {
+        let mut buffers = Buffers::new(99);
+        for i in 0..20 {
+            let mut task = Task::clone(&task(i));
+            task.record.observe(8, if i < 10 { 8 } else { 0 });
+            buffers.push(Arc::new(task));
+        }
+        let mut rng = rng();
+        let mut failed = |sampling| {
+            let (mut references, mut sources) = (0, 0);
+            for _ in 0..200 {
+                let drawn = buffers.of(TaskKind::Deduction).references(&mut rng, 1, sampling);
+                references += usize::from(drawn[0].step >= 10);
+                let source = buffers.induction_source(&mut rng, sampling).expect("there are 20");
+                sources += usize::from(source.step >= 10);
+            }
+            [references, sources]
+        };
+        // Nine tenths of the weight are theirs.
+        assert!(failed(ReferenceSampling::Adversarial).iter().all(|n| (165..195).contains(n)));
+        assert!(failed(ReferenceSampling::Uniform).iter().all(|n| (75..125).contains(n)));
     }
 
     #[test]

@@ -109,6 +109,11 @@ impl Record {
         }
     }
 
+    /// Share of wrong answers, as estimated from one right and one wrong answer more; above 0 for every task.
+    pub fn failure(&self) -> f64 {
+        f64::from(self.tries - self.right + 1) / f64::from(self.tries + 2)
+    }
+
     fn is_empty(&self) -> bool {
         self.tries == 0
     }
@@ -225,7 +230,7 @@ mod tests {
             record.observe(tries, right);
             assert_eq!(record.streak, streak);
         }
-        assert_eq!((record.tries, record.right), (13, 12));
+        assert_eq!((record.tries, record.right, record.failure()), (13, 12, 2.0 / 15.0));
     }
 
     #[test]

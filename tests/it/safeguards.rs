@@ -59,7 +59,7 @@ fn what_has_become_too_easy_is_noted_and_not_drawn_again() {
 fn a_run_with_every_safeguard_is_resumed_to_the_bit() {
     let dir = tempfile::tempdir().expect("a folder");
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    let sets = ["selfplay.gate.too_easy=2"];
+    let sets = ["selfplay.gate.too_easy=2", "selfplay.reference_sampling=adversarial"];
     train(&whole, 4, &sets);
     train(&parts, 2, &sets);
     expect_code(&run(&["--resume", text(&parts), "--steps", "4", "--threads", "1"]), 0);
