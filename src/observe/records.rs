@@ -43,6 +43,9 @@ pub struct StepMetrics {
     /// Tasks in the buffers that are too easy to be drawn, by type, where that rule of the gate is on.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub too_easy: BTreeMap<String, usize>,
+    /// Curated tasks among those that the solver got.
+    #[serde(skip_serializing_if = "is_none")]
+    pub edge_cases: usize,
     /// Prompts left out because they do not fit the model.
     pub prompts_left_out: usize,
     /// Probes drawn.
@@ -86,6 +89,10 @@ pub struct StepMetrics {
     pub eval_s: f64,
 }
 
+fn is_none(n: &usize) -> bool {
+    *n == 0
+}
+
 fn is_zero(x: &f64) -> bool {
     *x == 0.0
 }
@@ -102,6 +109,9 @@ pub struct TraceRecord {
     /// For a probe: id of the proposal whose task it measures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe_of: Option<u64>,
+    /// Whether the task is a curated one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub edge_case: bool,
     /// Prompt, special tokens by name; left out of all but the first probe of a task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,

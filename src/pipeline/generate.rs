@@ -152,6 +152,10 @@ pub struct Rules {
     pub duplicates: Duplicates,
     /// Proposals that teach nothing.
     pub gate: GateConfig,
+    /// Curated tasks for the solver.
+    pub edge_cases: Buffers,
+    /// Functions to draw ideas from: references without an execution.
+    pub ground: Vec<Arc<Task>>,
     /// How an induction answer's passed pairs count.
     pub induction_reward: InductionReward,
     /// Longest completion of the proposer and of the solver, in tokens.
@@ -506,9 +510,12 @@ impl Rules {
     }
 }
 
-/// Outputs of a proposal each of whose `count` calls gave a value (error tasks: or an exception); otherwise why it is no
-/// task. The calls after these are the gate's.
-fn outputs(kind: TaskKind, verdict: &Verdict, count: usize) -> Result<Vec<String>, String> {
+/// Outputs of a proposal each of whose `count` calls gave a value (error tasks: or an exception). The calls after these are
+/// the gate's.
+///
+/// # Errors
+/// Why it is no task.
+pub fn outputs(kind: TaskKind, verdict: &Verdict, count: usize) -> Result<Vec<String>, String> {
     if let Some(rejection) = &verdict.rejection {
         return Err(rejection.to_string());
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 use crate::exec::pool::Pool;
 use crate::observe::records::{ConfigMetrics, StepMetrics, TraceRecord};
 use crate::pipeline::config::{Config as RunConfig, PromptFormat};
-use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules};
+use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules, Solve};
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
 use crate::rollout::engine::{Completion, Engine, Finish};
@@ -67,7 +67,7 @@ pub fn format(config: &RunConfig, tokenizer: &Tokenizer) -> Format {
     }
 }
 
-/// Rules of generation for a model.
+/// Rules of generation for a model, as far as the configuration itself has them: not what stands in files that it names.
 pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Codec) -> Rules {
     let stops = |which: Config| {
         let names = prompt::stops(format, which);
@@ -87,6 +87,8 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         stop_tokens: Config::ALL.map(stops).into(),
         duplicates: config.selfplay.duplicates,
         gate: config.selfplay.gate.clone(),
+        edge_cases: Buffers::new(1),
+        ground: Vec::new(),
         induction_reward: config.selfplay.induction_reward,
     }
 }
@@ -193,7 +195,8 @@ impl<B: Backend> Run<B> {
     /// their records. Returns ids of proposals and answers by which a task became too easy to be drawn again.
     fn store(&mut self, round: &Round) -> Vec<u64> {
         let mut answers = Answers::new();
-        for s in &round.solves {
+        let drawn = || round.solves.iter().filter(|s| !self.rules.edge_cases.of(s.config.kind).holds(&s.task));
+        for s in drawn() {
             let (tries, right) = answers.entry(Arc::as_ptr(&s.task)).or_default();
             *tries += 1;
             *right += u32::from(s.attempt.is_right());
@@ -209,7 +212,7 @@ impl<B: Backend> Run<B> {
                 }
             }
         }
-        for s in &round.solves {
+        for s in drawn() {
             let (mut record, (tries, right)) = (s.task.record, answers[&Arc::as_ptr(&s.task)]);
             record.observe(tries, right);
             let newly = gate.is_too_easy(&record) && !gate.is_too_easy(&s.task.record);
@@ -256,8 +259,10 @@ impl<B: Backend> Run<B> {
             let found = variety(&tasks, self.config.selfplay.num_probes);
             (kind.name().to_owned(), serde_json::to_value(found).expect("plain data"))
         });
+        let edge = |s: &&Solve| self.rules.edge_cases.of(s.config.kind).holds(&s.task);
         StepMetrics {
             step,
+            edge_cases: round.solves.iter().filter(edge).count(),
             configs,
             reward: mean(&mut samples.iter().map(|s| s.reward)),
             valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),
@@ -321,7 +326,8 @@ impl<B: Backend> Run<B> {
         for s in &round.solves {
             let gold = outputs(&s.task);
             let record = judged(&s.attempt, s.config, Some(&gold));
-            records.push(TraceRecord { prompt: Some(text(&s.prompt)), ..record });
+            let edge_case = self.rules.edge_cases.of(s.config.kind).holds(&s.task);
+            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case, ..record });
         }
         records.sort_by_key(|r| r.id);
         records

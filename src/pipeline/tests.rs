@@ -175,6 +175,8 @@ fn rules(codec: &Codec, max_prompt: usize) -> Rules {
         context: 512,
         duplicates: Duplicates::Allow,
         gate: GateConfig::default(),
+        edge_cases: Buffers::new(1),
+        ground: Vec::new(),
         induction_reward: InductionReward::Binary,
         max_response: [64, 64],
         stop_tokens: Config::ALL.map(|_| stop.clone()).into(),
