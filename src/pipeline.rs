@@ -121,6 +121,9 @@ pub fn train<B: Backend>(
     if let Some(dir) = named(&config.selfplay.ground) {
         rules.ground = inputs::ground(dir, &rules, &codec)?;
     }
+    if let Some(path) = named(&config.selfplay.constraints) {
+        rules.constraints = inputs::constraints(path, &pool)?;
+    }
     ParamTable::new(&model.spec).check_names(&model.tensors)?;
     let decoder = Decoder::load(backend, model.spec.clone(), true, |table, i| {
         table.read(i, |name, shape| model.tensors.read(name, shape))
@@ -182,7 +185,8 @@ pub fn train<B: Backend>(
             }
             sinks.step(&metrics, &trace)?;
             console.step(&metrics);
-            if let Some(lasting) = metrics.alarms.values().max() {
+            // A hit of a constraint is an alarm at once, but a run does not end by one.
+            if let Some(lasting) = metrics.alarms.values().max().filter(|n| **n >= config.alarm.patience) {
                 on_alarm(&run, dir, &model, step, *lasting)?;
             }
         }

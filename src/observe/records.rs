@@ -38,6 +38,9 @@ pub struct StepMetrics {
     pub variety: BTreeMap<String, serde_json::Value>,
     /// Rejected proposals, by reason.
     pub rejections: BTreeMap<String, usize>,
+    /// Completions that hit a constraint, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub constraints: BTreeMap<String, usize>,
     /// Tasks in the buffers, by type.
     pub buffers: BTreeMap<String, usize>,
     /// Tasks in the buffers that are too easy to be drawn, by type, where that rule of the gate is on.
@@ -140,6 +143,12 @@ pub struct TraceRecord {
     /// Intrinsic reward terms, weighted and capped, where any is on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub intrinsic: Vec<f64>,
+    /// Constraints that the completion hits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<String>,
+    /// What they cost, where anything; the reward has it subtracted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub penalty: f64,
     /// Reward; none for probes that are not trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,

@@ -1,4 +1,4 @@
-//! Files that a run reads beside its weights: curated tasks, and code to draw ideas from. They are read whenever a run
+//! Files that a run reads beside its weights: curated tasks, code to draw ideas from, constraints. They are read whenever a run
 //! starts or goes on; a resumption has the same bits only while they stay as they are.
 
 use std::collections::HashSet;
@@ -11,14 +11,19 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 use crate::exec::pool::Pool;
-use crate::exec::protocol::{Call, Profile, Request};
+use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::exec::source::{FunctionRule, cleaned, functions_of, is_allowed, with_entry_point};
+use crate::exec::value::Value;
 use crate::pipeline::generate::{Rules, outputs};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
+use crate::selfplay::constraint::{Constraints, Hits};
 use crate::selfplay::parse::Draft;
 use crate::selfplay::prompt::{self, Format, Piece};
 use crate::selfplay::task::{Config, Role, Task, TaskKind};
+
+/// Texts that one request hands to a constraint that is a program.
+const TEXTS_PER_REQUEST: usize = 16;
 
 /// Records of a JSON lines file with the numbers of their lines; blank lines are none.
 fn json_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<(usize, T)>> {
@@ -96,6 +101,51 @@ pub fn edge_cases(path: &Path, rules: &Rules, codec: &Codec, pool: &Pool) -> Res
         }
     }
     Ok(buffers)
+}
+
+/// Constraints of a file: a program where its name ends in `.py`, else patterns as JSON lines.
+///
+/// # Errors
+/// When the file cannot be read, holds nothing, a line is no constraint, or the program gives no number for an empty text.
+pub fn constraints(path: &Path, pool: &Pool) -> Result<Constraints> {
+    if path.extension().is_none_or(|e| e != "py") {
+        return json_lines(path).map(|patterns| Constraints::Patterns(patterns.into_iter().map(|(_, p)| p).collect()));
+    }
+    let source = fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
+    let verdict = pool.run(vec![scoring(&source, &[String::new()])])?.remove(0);
+    let refused = |why: String| {
+        Error::config(format!("{}: {why}", path.display()))
+            .with_hint("its `f(text)` gives a number, which is the penalty")
+    };
+    if let Some(rejection) = &verdict.rejection {
+        return Err(refused(rejection.to_string()));
+    }
+    match verdict.calls.first() {
+        Some(Outcome::Value { text, .. }) if text.parse::<f64>().is_ok_and(f64::is_finite) => {}
+        other => return Err(refused(other.map_or_else(String::new, |o| format!("for an empty text, {o}")))),
+    }
+    let name = path.file_stem().map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    Ok(Constraints::Program { name, source })
+}
+
+/// What a constraint that is a program makes of texts, in their order.
+///
+/// # Errors
+/// When the executor fails.
+pub fn score(name: &str, source: &str, texts: &[String], pool: &Pool) -> Result<Vec<Hits>> {
+    let chunks: Vec<&[String]> = texts.chunks(TEXTS_PER_REQUEST).collect();
+    let verdicts = pool.run(chunks.iter().map(|chunk| scoring(source, chunk)).collect())?;
+    let value = |verdict: &Verdict, i: usize| match verdict.calls.get(i) {
+        Some(Outcome::Value { text, .. }) => Hits::scored(name, Some(text)),
+        _ => Hits::scored(name, None),
+    };
+    let of = |(chunk, verdict): (&&[String], &Verdict)| (0..chunk.len()).map(|i| value(verdict, i)).collect::<Vec<_>>();
+    Ok(chunks.iter().zip(&verdicts).flat_map(of).collect())
+}
+
+fn scoring(source: &str, texts: &[String]) -> Request {
+    let calls = texts.iter().map(|t| Call { args: Value::Str(t.clone()).repr(), expect: None }).collect();
+    Request { program: source.to_owned(), calls, profile: Profile::Answer }
 }
 
 /// Functions of the Python files in a folder and the folders in it, different ones, in the order of the files' names. The

@@ -13,6 +13,7 @@ use crate::exec::pool::Pool;
 use crate::observe::records::{ConfigMetrics, StepMetrics, TraceRecord};
 use crate::pipeline::config::{Config as RunConfig, PromptFormat};
 use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules, Solve};
+use crate::pipeline::inputs;
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
 use crate::rollout::engine::{Completion, Engine, Finish};
@@ -20,6 +21,7 @@ use crate::selfplay::alarm::{Alarms, Vitals};
 use crate::selfplay::buffer::{Answers, Buffers};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SolverTasks};
+use crate::selfplay::constraint::{Constraints, Hits};
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::monitor::variety;
 use crate::selfplay::parse;
@@ -89,6 +91,7 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         gate: config.selfplay.gate.clone(),
         edge_cases: Buffers::new(1),
         ground: Vec::new(),
+        constraints: Constraints::default(),
         induction_reward: config.selfplay.induction_reward,
     }
 }
@@ -102,6 +105,7 @@ impl<B: Backend> Run<B> {
         let start = Instant::now();
         let (mut round, left_out) = self.generate(step)?;
         self.refuse_repeats(&mut round);
+        self.watch(&mut round)?;
         let samples = samples(&round, &self.seen, &self.config.selfplay);
         if samples.is_empty() {
             return Err(Error::config(format!("step {step} has no sample to train on"))
@@ -127,6 +131,7 @@ impl<B: Backend> Run<B> {
         metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
         metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
+        metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
@@ -175,6 +180,23 @@ impl<B: Backend> Run<B> {
             round.run(&mut cx)?;
         }
         Ok((round, left_out))
+    }
+
+    /// Looks for hits of the constraints in every completion.
+    fn watch(&self, round: &mut Round) -> Result<()> {
+        let text = |c: &Completion| self.tokenizer.decode(&c.tokens, true);
+        match &self.rules.constraints {
+            Constraints::Patterns(patterns) if patterns.is_empty() => {}
+            Constraints::Patterns(patterns) => {
+                round.completions().for_each(|(completion, hits)| *hits = Hits::of(patterns, &text(completion)));
+            }
+            Constraints::Program { name, source } => {
+                let texts: Vec<String> = round.completions().map(|(completion, _)| text(completion)).collect();
+                let found = inputs::score(name, source, &texts, &self.pool)?;
+                round.completions().zip(found).for_each(|((_, hits), found)| *hits = found);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses proposals that repeat an earlier one of the step.
@@ -259,6 +281,12 @@ impl<B: Backend> Run<B> {
             let found = variety(&tasks, self.config.selfplay.num_probes);
             (kind.name().to_owned(), serde_json::to_value(found).expect("plain data"))
         });
+        let mut constraints = BTreeMap::new();
+        let attempts = round.proposals.iter().flat_map(|p| &p.probes).chain(round.solves.iter().map(|s| &s.attempt));
+        let hits = round.proposals.iter().map(|p| &p.hits).chain(attempts.map(|a| &a.hits));
+        for name in hits.flat_map(|h| &h.names) {
+            *constraints.entry(name.clone()).or_insert(0) += 1;
+        }
         let edge = |s: &&Solve| self.rules.edge_cases.of(s.config.kind).holds(&s.task);
         StepMetrics {
             step,
@@ -268,6 +296,7 @@ impl<B: Backend> Run<B> {
             valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),
             variety: variety.collect(),
             rejections,
+            constraints,
             num_probes: round.proposals.iter().map(|p| p.probes.len()).sum(),
             loss: stats.loss,
             grad_norm: stats.grad_norm,
@@ -285,7 +314,7 @@ impl<B: Backend> Run<B> {
 
     fn trace(&self, step: u64, round: &Round, samples: &[Sample<'_>]) -> Vec<TraceRecord> {
         let text = |tokens: &[u32]| self.tokenizer.decode(tokens, true);
-        let base = |id: u64, config: Config, completion: &Completion| {
+        let base = |id: u64, config: Config, completion: &Completion, hits: &Hits| {
             let trained = samples.iter().find(|s| s.id == id);
             TraceRecord {
                 step,
@@ -294,6 +323,8 @@ impl<B: Backend> Run<B> {
                 completion: text(&completion.tokens),
                 num_tokens: completion.tokens.len(),
                 logprob: completion.logprobs.iter().map(|l| f64::from(*l)).sum(),
+                constraints: hits.names.clone(),
+                penalty: hits.penalty,
                 intrinsic: trained.map(|s| s.intrinsic.clone()).unwrap_or_default(),
                 reward: trained.map(|s| s.reward),
                 advantage: trained.map(|s| s.advantage),
@@ -307,7 +338,7 @@ impl<B: Backend> Run<B> {
                 verdict: attempt.grade.as_ref().map(|g| g.detail.clone()).unwrap_or_default(),
                 gold: gold.map(str::to_owned),
                 accuracy: Some(attempt.accuracy()),
-                ..base(attempt.id, config, completion)
+                ..base(attempt.id, config, completion, &attempt.hits)
             }
         };
         let mut records = Vec::new();
@@ -319,7 +350,7 @@ impl<B: Backend> Run<B> {
                 verdict: p.rejection.clone().unwrap_or_else(|| "valid".to_owned()),
                 gold: p.task.as_ref().map(|t| outputs(t)),
                 success_rate: p.success_rate(),
-                ..base(p.id, p.config, completion)
+                ..base(p.id, p.config, completion, &p.hits)
             });
             records.extend(self.probes(p, &judged, &text));
         }

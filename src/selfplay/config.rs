@@ -121,6 +121,9 @@ pub struct SelfPlayConfig {
     pub edge_share: f64,
     /// Folder of Python files; proposers of programs are shown one of its functions each, to draw ideas from. Empty for none.
     pub ground: String,
+    /// What completions are watched for: JSON lines (`name`, a regular expression `pattern`, and what a hit costs, `penalty`,
+    /// 0 by default), or a .py file whose `f(text)` gives the penalty. Empty for nothing.
+    pub constraints: String,
     /// Statistics of the advantage.
     pub baseline: Baseline,
     /// Functions that a program may define.
@@ -158,6 +161,7 @@ impl Default for SelfPlayConfig {
             edge_cases: String::new(),
             edge_share: 0.1,
             ground: String::new(),
+            constraints: String::new(),
             baseline: Baseline::Token,
             function_rule: FunctionRule::Any,
             buffer_size: 16_384,

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use azr::selfplay::reward;
 use serde_json::Value;
 
 use crate::command::{checkpoint, expect_code, hash, json_lines, run, stderr};
@@ -163,13 +164,90 @@ fn proposals_are_shown_code_to_draw_ideas_from() {
     assert!(code == Some(3) && message.contains("holds no function that can be shown"), "{code:?} {message}");
 }
 
+const PATTERNS: &str = r#"{"name": "returns", "pattern": "return ", "penalty": 0.25}
+{"name": "letter", "pattern": "[a-z]"}
+{"name": "never", "pattern": "zzzzzzzz", "penalty": 1}
+"#;
+
+/// Checks that every completion of a run is marked, and pays, as `expected` says; gives the number of marked ones.
+fn watched(out: &Path, expected: impl Fn(&str) -> (Vec<&'static str>, f64)) -> usize {
+    let trace = json_lines(&out.join("trace.jsonl"));
+    let mut num_hits = 0;
+    for r in &trace {
+        let (names, penalty) = expected(word(r, "completion"));
+        let found: Vec<&str> = r["constraints"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        assert_eq!((found, r["penalty"].as_f64().unwrap_or(0.0)), (names.clone(), penalty), "{r}");
+        if word(r, "config").starts_with("solve") && r["probe_of"].is_null() {
+            let accuracy = r["accuracy"].as_f64().expect("a number");
+            let plain = reward::solver(r["format_ok"] == true, accuracy);
+            assert_eq!(r["reward"].as_f64(), Some(plain - penalty), "{r}");
+        }
+        num_hits += usize::from(!names.is_empty());
+    }
+    for m in json_lines(&out.join("metrics.jsonl")) {
+        for (name, count) in m["constraints"].as_object().expect("hits") {
+            let hit = |r: &&Value| {
+                r["step"] == m["step"] && r["constraints"].as_array().is_some_and(|c| c.contains(&name.as_str().into()))
+            };
+            assert_eq!(count.as_u64(), Some(trace.iter().filter(hit).count() as u64), "{name}");
+            assert_eq!(m["alarms"][format!("constraint {name}")], m["step"], "an alarm from the first step on");
+        }
+    }
+    num_hits
+}
+
+#[test]
+fn hits_of_constraints_are_counted_alarm_and_cost_reward() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (a, b) = (dir.path().join("a"), dir.path().join("b"));
+    let path = file(dir.path(), "patterns.jsonl", PATTERNS);
+    // An alarm of two steps ends no run that has patience for ten.
+    train(&a, 2, &[&format!("selfplay.constraints={}", text(&path)), "alarm.on_collapse=stop"]);
+    let hits = watched(&a, |completion| {
+        let (returns, letter) = (completion.contains("return "), completion.contains(|c: char| c.is_ascii_lowercase()));
+        let names = [("returns", returns), ("letter", letter)].into_iter().filter(|(_, hit)| *hit).map(|(n, _)| n);
+        (names.collect(), if returns { 0.25 } else { 0.0 })
+    });
+    assert!(hits > 0, "some completion returns something");
+
+    let program = "def f(text):\n    return len(text) / text.count('9') if 'x' in text else 0\n";
+    let path = file(dir.path(), "nines.py", program);
+    train(&b, 1, &[&format!("selfplay.constraints={}", text(&path))]);
+    let hits = watched(&b, |completion| match (completion.contains('x'), completion.matches('9').count()) {
+        (true, 0) => (vec!["nines (failed)"], 0.0),
+        (true, nines) => (vec!["nines"], completion.chars().count() as f64 / nines as f64),
+        _ => (vec![], 0.0),
+    });
+    assert!(hits > 0, "some completion has an x");
+}
+
+#[test]
+fn bad_constraints_are_named() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let cases = [
+        (
+            "a.jsonl",
+            "{\"name\": \"a\", \"pattern\": \"x\"}\n{\"name\": \"b\", \"pattern\": \"(\"}",
+            "a.jsonl line 2: the pattern of b",
+        ),
+        ("b.py", "def f(text):\n    return 'much'", "b.py: for an empty text, value 'much'"),
+        ("c.py", "import os\ndef f(text):\n    return 0", "c.py: "),
+    ];
+    for (name, content, says) in cases {
+        let path = file(dir.path(), name, content);
+        let (code, message) = refused(dir.path(), &format!("selfplay.constraints={}", text(&path)));
+        assert!(code == Some(3) && message.contains(says), "{code:?} {message}");
+    }
+}
+
 #[test]
 fn a_run_with_every_safeguard_is_resumed_to_the_bit() {
     let dir = tempfile::tempdir().expect("a folder");
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
     let edge = format!("selfplay.edge_cases={}", text(&file(dir.path(), "edge.jsonl", EDGE_CASES)));
     let ground = format!("selfplay.ground={}", text(&code(dir.path())));
-    let sets = ["selfplay.gate.too_easy=2", "selfplay.reference_sampling=adversarial", &edge, &ground];
+    let constraints = format!("selfplay.constraints={}", text(&file(dir.path(), "patterns.jsonl", PATTERNS)));
+    let sets = ["selfplay.gate.too_easy=2", "selfplay.reference_sampling=adversarial", &edge, &ground, &constraints];
     train(&whole, 4, &sets);
     train(&parts, 2, &sets);
     expect_code(&run(&["--resume", text(&parts), "--steps", "4", "--threads", "1"]), 0);
