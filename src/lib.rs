@@ -132,6 +132,7 @@ pub mod selfplay {
     pub mod buffer;
     pub mod codec;
     pub mod config;
+    pub mod constraint;
     pub mod gate;
     pub mod intrinsic;
     pub mod monitor;

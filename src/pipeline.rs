@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod generate;
+pub mod inputs;
 pub mod judge;
 pub mod prompts;
 pub mod seeding;
@@ -17,7 +18,7 @@ pub mod update;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -113,7 +114,16 @@ pub fn train<B: Backend>(
     // Positions that no sequence can reach need no angles.
     let longest = config.rollout.max_prompt + config.rollout.max_propose.max(config.rollout.max_solve);
     model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(longest);
-    let rules = step::rules(config, &model, format, &codec);
+    let mut rules = step::rules(config, &model, format, &codec);
+    if let Some(path) = named(&config.selfplay.edge_cases) {
+        rules.edge_cases = inputs::edge_cases(path, &rules, &codec, &pool)?;
+    }
+    if let Some(dir) = named(&config.selfplay.ground) {
+        rules.ground = inputs::ground(dir, &rules, &codec)?;
+    }
+    if let Some(path) = named(&config.selfplay.constraints) {
+        rules.constraints = inputs::constraints(path, &pool)?;
+    }
     ParamTable::new(&model.spec).check_names(&model.tensors)?;
     let decoder = Decoder::load(backend, model.spec.clone(), true, |table, i| {
         table.read(i, |name, shape| model.tensors.read(name, shape))
@@ -175,7 +185,8 @@ pub fn train<B: Backend>(
             }
             sinks.step(&metrics, &trace)?;
             console.step(&metrics);
-            if let Some(lasting) = metrics.alarms.values().max() {
+            // A hit of a constraint is an alarm at once, but a run does not end by one.
+            if let Some(lasting) = metrics.alarms.values().max().filter(|n| **n >= config.alarm.patience) {
                 on_alarm(&run, dir, &model, step, *lasting)?;
             }
         }
@@ -196,6 +207,11 @@ pub fn train<B: Backend>(
     }
     console.finish();
     Ok(())
+}
+
+/// A file or folder that the configuration names, if it names one.
+fn named(path: &str) -> Option<&Path> {
+    (!path.is_empty()).then(|| Path::new(path))
 }
 
 /// Scores of the model as it is; none after a signal, which the loop sees next.

@@ -12,6 +12,9 @@ use crate::cli::args::{Preset, SandboxMode, TrainArgs};
 use crate::error::{Error, Result};
 use crate::pipeline::config::Config;
 
+/// Settings that name a file or folder; kept as absolute paths, so that a run is resumed from anywhere.
+const PATHS: [&str; 3] = ["selfplay.edge_cases", "selfplay.ground", "selfplay.constraints"];
+
 /// A configuration in the making.
 #[derive(Debug, Clone)]
 pub struct Layers {
@@ -113,6 +116,12 @@ impl Layers {
         if self.find(path).is_none_or(Value::is_table) {
             return Err(unknown());
         }
+        let value = match value {
+            Value::String(name) if PATHS.contains(&path) && !name.is_empty() => {
+                Value::String(absolute(Path::new(&name)))
+            }
+            value => value,
+        };
         let mut table = self.table.clone();
         let (parents, key) = path.rsplit_once('.').map_or((None, path), |(p, k)| (Some(p), k));
         let mut inner = &mut table;

@@ -11,7 +11,7 @@ use rustpython_ruff_python_ast::{Expr, ModModule, Stmt, StmtFunctionDef};
 use rustpython_ruff_python_parser::{Parsed, parse_module};
 use rustpython_ruff_text_size::{Ranged, TextRange};
 
-use crate::exec::policy::MAX_PROGRAM;
+use crate::exec::policy::{MAX_PROGRAM, check};
 
 /// Stack for one parse; only what is touched is real.
 const STACK: usize = 512 << 20;
@@ -36,6 +36,38 @@ fn functions(module: &Module) -> impl Iterator<Item = &StmtFunctionDef> {
         Stmt::FunctionDef(def) => Some(def),
         _ => None,
     })
+}
+
+/// Whether the import policy lets a source run.
+pub fn is_allowed(source: &str) -> bool {
+    with_tree(source, |_| check(source).is_ok()).unwrap_or(false)
+}
+
+/// Top-level functions of a file of any length, as it spells them; those with decorators, which mean nothing elsewhere, are
+/// left out. Found by their lines alone: what does not parse by itself is the caller's to refuse.
+pub fn functions_of(file: &str) -> Vec<String> {
+    let mut found: Vec<Vec<&str>> = Vec::new();
+    let (mut inside, mut decorated) = (false, false);
+    for line in file.lines() {
+        let goes_on = line.trim().is_empty() || line.starts_with([' ', '\t', ')', '#']);
+        if !goes_on {
+            inside = line.starts_with("def ") && !decorated;
+            decorated = line.starts_with('@');
+            if inside {
+                found.push(Vec::new());
+            }
+        }
+        if let Some(lines) = found.last_mut().filter(|_| inside) {
+            lines.push(line);
+        }
+    }
+    let whole = |mut lines: Vec<&str>| {
+        while lines.last().is_some_and(|l| l.trim().is_empty() || l.starts_with('#')) {
+            lines.pop();
+        }
+        lines.join("\n")
+    };
+    found.into_iter().map(whole).collect()
 }
 
 /// Which functions a program may define.
@@ -344,6 +376,14 @@ mod tests {
     fn cleaning_leaves_imports_and_definitions() {
         let source = "import math  # why\nX = 1\n\ndef f(x):\n    \"\"\"Doc.\"\"\"\n    # step\n    s = '# no'\n    return s\nprint(f(1))\n";
         assert_eq!(cleaned(source).as_deref(), Some("import math\ndef f(x):\n    s = '# no'\n    return s"));
+    }
+
+    #[test]
+    fn functions_are_cut_out_of_a_file() {
+        let file = "import os\n@cache\ndef a(x):\n    return x\n\ndef b(\n    x,\n):\n    # why\n\n    return x\n\n# next\nclass C:\n    def c(self):\n        pass\n\nasync def d():\n    pass\ndef e(x): return os\nprint(1)\n";
+        assert_eq!(functions_of(file), ["def b(\n    x,\n):\n    # why\n\n    return x", "def e(x): return os"]);
+        assert!(is_allowed("def f(x):\n    return x") && !is_allowed("import os\ndef f(x):\n    return x"));
+        assert!(!is_allowed("def f(x"));
     }
 
     #[test]

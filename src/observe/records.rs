@@ -38,8 +38,17 @@ pub struct StepMetrics {
     pub variety: BTreeMap<String, serde_json::Value>,
     /// Rejected proposals, by reason.
     pub rejections: BTreeMap<String, usize>,
+    /// Completions that hit a constraint, by its name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub constraints: BTreeMap<String, usize>,
     /// Tasks in the buffers, by type.
     pub buffers: BTreeMap<String, usize>,
+    /// Tasks in the buffers that are too easy to be drawn, by type, where that rule of the gate is on.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub too_easy: BTreeMap<String, usize>,
+    /// Curated tasks among those that the solver got.
+    #[serde(skip_serializing_if = "is_none")]
+    pub edge_cases: usize,
     /// Prompts left out because they do not fit the model.
     pub prompts_left_out: usize,
     /// Probes drawn.
@@ -83,6 +92,10 @@ pub struct StepMetrics {
     pub eval_s: f64,
 }
 
+fn is_none(n: &usize) -> bool {
+    *n == 0
+}
+
 fn is_zero(x: &f64) -> bool {
     *x == 0.0
 }
@@ -99,6 +112,9 @@ pub struct TraceRecord {
     /// For a probe: id of the proposal whose task it measures.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe_of: Option<u64>,
+    /// Whether the task is a curated one.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub edge_case: bool,
     /// Prompt, special tokens by name; left out of all but the first probe of a task.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt: Option<String>,
@@ -112,6 +128,9 @@ pub struct TraceRecord {
     pub format_ok: bool,
     /// What the checks said.
     pub verdict: String,
+    /// What followed from it beside reward and advantage.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
     /// The gold answer that it was judged by, or the validated task's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gold: Option<String>,
@@ -124,6 +143,12 @@ pub struct TraceRecord {
     /// Intrinsic reward terms, weighted and capped, where any is on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub intrinsic: Vec<f64>,
+    /// Constraints that the completion hits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub constraints: Vec<String>,
+    /// What they cost, where anything; the reward has it subtracted.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub penalty: f64,
     /// Reward; none for probes that are not trained on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reward: Option<f64>,

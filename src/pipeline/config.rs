@@ -323,6 +323,7 @@ impl Config {
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
         in_range("train.entropy_coef", t.entropy_coef, -1.0, 1.0)?;
         in_range("selfplay.gate.max_guess", s.gate.max_guess, 0.0, 1.0)?;
+        in_range("selfplay.edge_share", s.edge_share, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
         in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)

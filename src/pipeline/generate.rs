@@ -19,6 +19,7 @@ use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::Duplicates;
+use crate::selfplay::constraint::{Constraints, Hits};
 use crate::selfplay::gate::{self, GateConfig};
 use crate::selfplay::parse::{self, Draft};
 use crate::selfplay::prompt::{self, Piece};
@@ -46,11 +47,22 @@ pub struct Attempt {
     pub answer: Option<String>,
     /// The grade, once decided.
     pub grade: Option<Grade>,
+    /// Constraints that the completion hits.
+    pub hits: Hits,
 }
 
 impl Attempt {
     fn new(id: u64) -> Self {
-        Attempt { id, completion: None, format_ok: false, answer: None, grade: None }
+        Attempt { id, completion: None, format_ok: false, answer: None, grade: None, hits: Hits::default() }
+    }
+
+    fn watched(&mut self) -> (&Option<Completion>, &mut Hits) {
+        (&self.completion, &mut self.hits)
+    }
+
+    /// Whether every check passed.
+    pub fn is_right(&self) -> bool {
+        self.accuracy() == 1.0
     }
 
     /// Share of the checks passed; 0 while undecided.
@@ -80,6 +92,8 @@ pub struct Proposal {
     pub task: Option<Arc<Task>>,
     /// Why there is none.
     pub rejection: Option<String>,
+    /// Constraints that the completion hits.
+    pub hits: Hits,
     /// Solver samples that measure the difficulty.
     pub probes: Vec<Attempt>,
     /// Their prompt.
@@ -147,6 +161,12 @@ pub struct Rules {
     pub duplicates: Duplicates,
     /// Proposals that teach nothing.
     pub gate: GateConfig,
+    /// Curated tasks for the solver.
+    pub edge_cases: Buffers,
+    /// Functions to draw ideas from: references without an execution.
+    pub ground: Vec<Arc<Task>>,
+    /// What completions are watched for.
+    pub constraints: Constraints,
     /// How an induction answer's passed pairs count.
     pub induction_reward: InductionReward,
     /// Longest completion of the proposer and of the solver, in tokens.
@@ -207,6 +227,7 @@ impl Round {
             format_ok: false,
             task: None,
             rejection: None,
+            hits: Hits::default(),
             probes: Vec::new(),
             probe_prompt: None,
             draft: None,
@@ -260,6 +281,25 @@ impl Round {
                 self.stats.executor_wait_s += start.elapsed().as_secs_f64();
             } else {
                 return Ok(());
+            }
+        }
+    }
+
+    /// Every completion of a finished round, with the place for what it hits.
+    pub fn completions(&mut self) -> impl Iterator<Item = (&Completion, &mut Hits)> {
+        let proposed = self.proposals.iter_mut().flat_map(|p| {
+            std::iter::once((&p.completion, &mut p.hits)).chain(p.probes.iter_mut().map(Attempt::watched))
+        });
+        let solved = self.solves.iter_mut().map(|s| s.attempt.watched());
+        proposed.chain(solved).filter_map(|(completion, hits)| Some((completion.as_ref()?, hits)))
+    }
+
+    /// Takes the probes' answers into the records of the new tasks; called once, after they have run.
+    pub fn record_probes(&mut self) {
+        for p in &mut self.proposals {
+            if let Some(task) = &mut p.task {
+                let right = p.probes.iter().filter(|a| a.is_right()).count();
+                Arc::make_mut(task).record.observe(p.probes.len() as u32, right as u32);
             }
         }
     }
@@ -491,9 +531,12 @@ impl Rules {
     }
 }
 
-/// Outputs of a proposal each of whose `count` calls gave a value (error tasks: or an exception); otherwise why it is no
-/// task. The calls after these are the gate's.
-fn outputs(kind: TaskKind, verdict: &Verdict, count: usize) -> Result<Vec<String>, String> {
+/// Outputs of a proposal each of whose `count` calls gave a value (error tasks: or an exception). The calls after these are
+/// the gate's.
+///
+/// # Errors
+/// Why it is no task.
+pub fn outputs(kind: TaskKind, verdict: &Verdict, count: usize) -> Result<Vec<String>, String> {
     if let Some(rejection) = &verdict.rejection {
         return Err(rejection.to_string());
     }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use crate::base::rng::{Purpose, Rng};
 use crate::exec::source::rename;
 use crate::pipeline::generate::{Round, Rules, Shown, sequence_id};
-use crate::selfplay::buffer::Buffers;
+use crate::selfplay::buffer::{Buffers, TaskSampling};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::SelfPlayConfig;
+use crate::selfplay::gate::GateConfig;
 use crate::selfplay::prompt::{self, Format};
 use crate::selfplay::task::{Config, Role, Task, TaskKind};
 
@@ -67,12 +68,18 @@ impl Prompter<'_> {
 
     fn shown(&self, kind: TaskKind, step: u64, rng: &mut Rng) -> Shown {
         if kind == TaskKind::Induction {
-            let source = self.buffers.induction_source(rng);
+            let source = self.buffers.induction_source(rng, self.config.reference_sampling);
             return Shown { references: source.into_iter().collect(), composites: Vec::new() };
         }
         let buffer = self.buffers.of(kind);
-        let references = buffer.references(rng, self.config.num_references, self.config.reference_sampling);
-        Shown { references, composites: self.composites(kind, step, rng) }
+        let mut references = buffer.references(rng, self.config.num_references, self.config.reference_sampling);
+        let composites = self.composites(kind, step, rng);
+        if !self.rules.ground.is_empty() {
+            // First, so that it is the last to go from a prompt that is too long. By chance, as likeness to the references
+            // would narrow what proposals are about.
+            references.insert(0, rng.choose(&self.rules.ground).clone());
+        }
+        Shown { references, composites }
     }
 
     /// Definitions of `g_0`, `g_1`, ... from simple programs of the buffer; none unless this prompt is to compose.
@@ -93,11 +100,16 @@ impl Prompter<'_> {
             .collect()
     }
 
-    /// Adds `count` solver tasks of a type; tasks whose prompt is too long are left out, and counted.
+    /// Adds `count` solver tasks of a type, curated ones at their share (a fraction of a task by chance); tasks whose prompt is too long are left out, and counted.
     pub fn solves(&self, round: &mut Round, kind: TaskKind, step: u64, count: usize) -> usize {
         let config = Config { kind, role: Role::Solve };
         let mut rng = self.rng(step, config, 0);
-        let tasks = self.buffers.of(kind).solver_tasks(&mut rng, count, self.config.task_sampling, step);
+        let curated = self.rules.edge_cases.of(kind);
+        let share = if curated.is_empty() { 0.0 } else { self.config.edge_share * count as f64 };
+        let num_curated = if share > 0.0 { share as usize + usize::from(rng.unit() < share.fract()) } else { 0 };
+        let (sampling, gate) = (self.config.task_sampling, &self.config.gate);
+        let mut tasks = self.buffers.of(kind).solver_tasks(&mut rng, count - num_curated, sampling, step, gate);
+        tasks.extend(curated.solver_tasks(&mut rng, num_curated, TaskSampling::Uniform, step, &GateConfig::default()));
         self.add_solves(round, config, step, tasks)
     }
 

@@ -12,14 +12,16 @@ use crate::error::{Error, Result};
 use crate::exec::pool::Pool;
 use crate::observe::records::{ConfigMetrics, StepMetrics, TraceRecord};
 use crate::pipeline::config::{Config as RunConfig, PromptFormat};
-use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules};
+use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules, Solve};
+use crate::pipeline::inputs;
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
 use crate::rollout::engine::{Completion, Engine, Finish};
 use crate::selfplay::alarm::{Alarms, Vitals};
-use crate::selfplay::buffer::Buffers;
+use crate::selfplay::buffer::{Answers, Buffers};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SolverTasks};
+use crate::selfplay::constraint::{Constraints, Hits};
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::monitor::variety;
 use crate::selfplay::parse;
@@ -67,7 +69,7 @@ pub fn format(config: &RunConfig, tokenizer: &Tokenizer) -> Format {
     }
 }
 
-/// Rules of generation for a model.
+/// Rules of generation for a model, as far as the configuration itself has them: not what stands in files that it names.
 pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Codec) -> Rules {
     let stops = |which: Config| {
         let names = prompt::stops(format, which);
@@ -87,6 +89,9 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         stop_tokens: Config::ALL.map(stops).into(),
         duplicates: config.selfplay.duplicates,
         gate: config.selfplay.gate.clone(),
+        edge_cases: Buffers::new(1),
+        ground: Vec::new(),
+        constraints: Constraints::default(),
         induction_reward: config.selfplay.induction_reward,
     }
 }
@@ -100,6 +105,7 @@ impl<B: Backend> Run<B> {
         let start = Instant::now();
         let (mut round, left_out) = self.generate(step)?;
         self.refuse_repeats(&mut round);
+        self.watch(&mut round)?;
         let samples = samples(&round, &self.seen, &self.config.selfplay);
         if samples.is_empty() {
             return Err(Error::config(format!("step {step} has no sample to train on"))
@@ -109,13 +115,23 @@ impl<B: Backend> Run<B> {
         let rollout_end = Instant::now();
         let stats = update(&mut self.trainer, &samples, &self.config.train, self.config.rollout.temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();
-        let trace = self.trace(step, &round, &samples);
+        let mut trace = self.trace(step, &round, &samples);
         let mut metrics = self.metrics(step, &round, &samples, stats);
         drop(samples);
-        self.store(&round);
+        let gate = self.config.selfplay.gate.clone();
+        for id in self.store(&round) {
+            let at =
+                trace.binary_search_by_key(&id, |r| r.id).expect("the trace has every answer, in the order of ids");
+            trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
+        }
+        if gate.too_easy > 0 {
+            let count = |k: &TaskKind| (k.name().to_owned(), self.buffers.of(*k).num_too_easy(&gate));
+            metrics.too_easy = TaskKind::ALL.iter().map(count).collect();
+        }
         metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
         metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
+        metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
@@ -152,6 +168,7 @@ impl<B: Backend> Run<B> {
             }
         }
         round.run(&mut cx)?;
+        round.record_probes();
         if same_step {
             // The new tasks are pushed onto a copy of the buffers, from which `max_new` takes them first.
             let mut buffers = self.buffers.clone();
@@ -163,6 +180,23 @@ impl<B: Backend> Run<B> {
             round.run(&mut cx)?;
         }
         Ok((round, left_out))
+    }
+
+    /// Looks for hits of the constraints in every completion.
+    fn watch(&self, round: &mut Round) -> Result<()> {
+        let text = |c: &Completion| self.tokenizer.decode(&c.tokens, true);
+        match &self.rules.constraints {
+            Constraints::Patterns(patterns) if patterns.is_empty() => {}
+            Constraints::Patterns(patterns) => {
+                round.completions().for_each(|(completion, hits)| *hits = Hits::of(patterns, &text(completion)));
+            }
+            Constraints::Program { name, source } => {
+                let texts: Vec<String> = round.completions().map(|(completion, _)| text(completion)).collect();
+                let found = inputs::score(name, source, &texts, &self.pool)?;
+                round.completions().zip(found).for_each(|((_, hits), found)| *hits = found);
+            }
+        }
+        Ok(())
     }
 
     /// Refuses proposals that repeat an earlier one of the step.
@@ -179,16 +213,35 @@ impl<B: Backend> Run<B> {
         }
     }
 
-    /// Puts the step's tasks into the buffers, in the order of their ids.
-    fn store(&mut self, round: &Round) {
+    /// Puts the step's tasks into the buffers, in the order of their ids, and the answers to tasks of the buffers into
+    /// their records. Returns ids of proposals and answers by which a task became too easy to be drawn again.
+    fn store(&mut self, round: &Round) -> Vec<u64> {
+        let mut answers = Answers::new();
+        let drawn = || round.solves.iter().filter(|s| !self.rules.edge_cases.of(s.config.kind).holds(&s.task));
+        for s in drawn() {
+            let (tries, right) = answers.entry(Arc::as_ptr(&s.task)).or_default();
+            *tries += 1;
+            *right += u32::from(s.attempt.is_right());
+        }
+        let gate = &self.config.selfplay.gate;
+        let mut last_drawn = Vec::new();
         for p in &round.proposals {
             if let (Some(task), Some(rate)) = (&p.task, p.success_rate()) {
                 self.seen.add(task);
                 if self.config.selfplay.accept.accepts(rate) {
                     self.buffers.push(task.clone());
+                    last_drawn.extend(gate.is_too_easy(&task.record).then_some(p.id));
                 }
             }
         }
+        for s in drawn() {
+            let (mut record, (tries, right)) = (s.task.record, answers[&Arc::as_ptr(&s.task)]);
+            record.observe(tries, right);
+            let newly = gate.is_too_easy(&record) && !gate.is_too_easy(&s.task.record);
+            last_drawn.extend(newly.then_some(s.attempt.id));
+        }
+        self.buffers.observe(&answers);
+        last_drawn
     }
 
     fn metrics(&self, step: u64, round: &Round, samples: &[Sample<'_>], stats: UpdateStats) -> StepMetrics {
@@ -228,13 +281,22 @@ impl<B: Backend> Run<B> {
             let found = variety(&tasks, self.config.selfplay.num_probes);
             (kind.name().to_owned(), serde_json::to_value(found).expect("plain data"))
         });
+        let mut constraints = BTreeMap::new();
+        let attempts = round.proposals.iter().flat_map(|p| &p.probes).chain(round.solves.iter().map(|s| &s.attempt));
+        let hits = round.proposals.iter().map(|p| &p.hits).chain(attempts.map(|a| &a.hits));
+        for name in hits.flat_map(|h| &h.names) {
+            *constraints.entry(name.clone()).or_insert(0) += 1;
+        }
+        let edge = |s: &&Solve| self.rules.edge_cases.of(s.config.kind).holds(&s.task);
         StepMetrics {
             step,
+            edge_cases: round.solves.iter().filter(edge).count(),
             configs,
             reward: mean(&mut samples.iter().map(|s| s.reward)),
             valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),
             variety: variety.collect(),
             rejections,
+            constraints,
             num_probes: round.proposals.iter().map(|p| p.probes.len()).sum(),
             loss: stats.loss,
             grad_norm: stats.grad_norm,
@@ -252,7 +314,7 @@ impl<B: Backend> Run<B> {
 
     fn trace(&self, step: u64, round: &Round, samples: &[Sample<'_>]) -> Vec<TraceRecord> {
         let text = |tokens: &[u32]| self.tokenizer.decode(tokens, true);
-        let base = |id: u64, config: Config, completion: &Completion| {
+        let base = |id: u64, config: Config, completion: &Completion, hits: &Hits| {
             let trained = samples.iter().find(|s| s.id == id);
             TraceRecord {
                 step,
@@ -261,6 +323,8 @@ impl<B: Backend> Run<B> {
                 completion: text(&completion.tokens),
                 num_tokens: completion.tokens.len(),
                 logprob: completion.logprobs.iter().map(|l| f64::from(*l)).sum(),
+                constraints: hits.names.clone(),
+                penalty: hits.penalty,
                 intrinsic: trained.map(|s| s.intrinsic.clone()).unwrap_or_default(),
                 reward: trained.map(|s| s.reward),
                 advantage: trained.map(|s| s.advantage),
@@ -274,7 +338,7 @@ impl<B: Backend> Run<B> {
                 verdict: attempt.grade.as_ref().map(|g| g.detail.clone()).unwrap_or_default(),
                 gold: gold.map(str::to_owned),
                 accuracy: Some(attempt.accuracy()),
-                ..base(attempt.id, config, completion)
+                ..base(attempt.id, config, completion, &attempt.hits)
             }
         };
         let mut records = Vec::new();
@@ -286,14 +350,15 @@ impl<B: Backend> Run<B> {
                 verdict: p.rejection.clone().unwrap_or_else(|| "valid".to_owned()),
                 gold: p.task.as_ref().map(|t| outputs(t)),
                 success_rate: p.success_rate(),
-                ..base(p.id, p.config, completion)
+                ..base(p.id, p.config, completion, &p.hits)
             });
             records.extend(self.probes(p, &judged, &text));
         }
         for s in &round.solves {
             let gold = outputs(&s.task);
             let record = judged(&s.attempt, s.config, Some(&gold));
-            records.push(TraceRecord { prompt: Some(text(&s.prompt)), ..record });
+            let edge_case = self.rules.edge_cases.of(s.config.kind).holds(&s.task);
+            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case, ..record });
         }
         records.sort_by_key(|r| r.id);
         records

@@ -14,9 +14,10 @@ use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::samples;
 use crate::rollout::engine::{Completion, Finish};
-use crate::selfplay::buffer::Buffers;
+use crate::selfplay::buffer::{Buffers, ReferenceSampling};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SelfPlayConfig};
+use crate::selfplay::constraint::{Constraints, Hits};
 use crate::selfplay::gate::GateConfig;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
@@ -103,7 +104,7 @@ fn completion(id: u64, num_tokens: usize) -> Completion {
 
 fn graded(id: u64, accuracy: f64) -> Attempt {
     let grade = Some(Grade { id, accuracy, detail: String::new() });
-    Attempt { id, completion: Some(completion(id, 3)), format_ok: false, answer: None, grade }
+    Attempt { id, completion: Some(completion(id, 3)), format_ok: false, answer: None, grade, hits: Hits::default() }
 }
 
 /// A round with four proposals and four solutions of each of two types; all solutions of deduction fail alike.
@@ -149,6 +150,22 @@ fn proposals_earn_by_their_probes_which_are_not_trained_on() {
 }
 
 #[test]
+fn a_hit_of_a_constraint_costs_its_penalty() {
+    let mut round = round();
+    let config = SelfPlayConfig::default();
+    let before: Vec<f64> = samples(&round, &Seen::default(), &config).iter().map(|s| s.reward).collect();
+    round.proposals[1].hits.penalty = 0.5;
+    round.solves[1].attempt.hits.penalty = 0.25;
+    let penalised = [round.proposals[1].id, round.solves[1].attempt.id];
+    for (sample, before) in samples(&round, &Seen::default(), &config).iter().zip(before) {
+        let cost = penalised.iter().position(|id| *id == sample.id).map_or(0.0, |i| [0.5, 0.25][i]);
+        assert_eq!(sample.reward, before - cost);
+    }
+    assert_eq!(round.completions().filter(|(_, h)| h.penalty > 0.0).count(), 2);
+    assert_eq!(round.completions().count(), 16 + 2 * 3 * 4, "probes are watched, too");
+}
+
+#[test]
 fn every_task_type_and_role_has_a_baseline_of_its_own() {
     let round = round();
     let all = samples(&round, &Seen::default(), &SelfPlayConfig::default());
@@ -175,6 +192,9 @@ fn rules(codec: &Codec, max_prompt: usize) -> Rules {
         context: 512,
         duplicates: Duplicates::Allow,
         gate: GateConfig::default(),
+        edge_cases: Buffers::new(1),
+        ground: Vec::new(),
+        constraints: Constraints::default(),
         induction_reward: InductionReward::Binary,
         max_response: [64, 64],
         stop_tokens: Config::ALL.map(|_| stop.clone()).into(),
@@ -212,9 +232,9 @@ fn induction_programs_come_from_abduction_and_deduction_alike() {
     for (kind, name) in [(TaskKind::Abduction, "a"), (TaskKind::Deduction, "d"), (TaskKind::Induction, "i")] {
         buffers.push(Arc::new(Task { message: name.into(), ..task(kind, 1) }));
     }
-    let mut rng = Rng::new(1, Purpose::Test, 0, 0);
+    let (mut rng, uniform) = (Rng::new(1, Purpose::Test, 0, 0), ReferenceSampling::Uniform);
     let drawn: BTreeSet<String> =
-        (0..64).map(|_| buffers.induction_source(&mut rng).expect("there are two").message.clone()).collect();
+        (0..64).map(|_| buffers.induction_source(&mut rng, uniform).expect("there are two").message.clone()).collect();
     assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["a", "d"]);
-    assert!(Buffers::new(1).induction_source(&mut rng).is_none());
+    assert!(Buffers::new(1).induction_source(&mut rng, uniform).is_none());
 }

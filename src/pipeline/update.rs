@@ -84,7 +84,7 @@ fn proposed<'a>(p: &'a Proposal, seen: &Seen, config: &SelfPlayConfig) -> Sample
         format_ok: p.format_ok,
         accuracy: f64::from(u8::from(p.task.is_some())),
         intrinsic,
-        reward,
+        reward: reward - p.hits.penalty,
         advantage: 0.0,
     }
 }
@@ -98,7 +98,7 @@ fn solved<'a>(attempt: &'a Attempt, prompt: &'a Arc<[u32]>, config: Config) -> S
         format_ok: attempt.format_ok,
         accuracy: attempt.accuracy(),
         intrinsic: Vec::new(),
-        reward: reward::solver(attempt.format_ok, attempt.accuracy()),
+        reward: reward::solver(attempt.format_ok, attempt.accuracy()) - attempt.hits.penalty,
         advantage: 0.0,
     }
 }

@@ -12,7 +12,7 @@ use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::prompt::{self, Format, NUM_INDUCTION_INPUTS, Piece};
-use crate::selfplay::task::{Pair, Task, TaskKind};
+use crate::selfplay::task::{Pair, Record, Task, TaskKind};
 
 /// Programs that are executed and mixed at a time.
 pub const CHUNK: u64 = 2048;
@@ -55,6 +55,7 @@ impl Executed {
             step: 0,
             normal_form: String::new(),
             num_composites: 0,
+            record: Record::default(),
         }
     }
 }

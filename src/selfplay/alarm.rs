@@ -2,8 +2,8 @@
 //! programs become near-identical, answers few, and every probe agrees.
 //!
 //! A sign that lasts for some steps on end is an alarm. Shares are judged as they are; entropy, length and validity against
-//! their own means over the first steps, which the state carries through a resumption. Pure. Not here: what is done about
-//! an alarm (`pipeline`).
+//! their own means over the first steps, which the state carries through a resumption. A hit of a constraint is an alarm at
+//! once. Pure. Not here: what is done about an alarm (`pipeline`).
 
 use std::collections::BTreeMap;
 
@@ -58,9 +58,19 @@ pub struct Alarms {
     reference: [f64; 3],
     /// Steps that each sign has lasted for.
     lasting: BTreeMap<String, u64>,
+    /// Steps on end with a hit, by constraint.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    hits: BTreeMap<String, u64>,
 }
 
 impl Alarms {
+    /// Takes a step's hits of constraints in, by name. Returns alarms with the number of steps on end that had such hits.
+    pub fn observe_hits<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> BTreeMap<String, u64> {
+        let lasting = |name: &String| (name.clone(), self.hits.get(name).copied().unwrap_or(0) + 1);
+        self.hits = names.map(lasting).collect();
+        self.hits.iter().map(|(name, steps)| (format!("constraint {name}"), *steps)).collect()
+    }
+
     /// Takes a step in. Returns the signs that have lasted for `patience` steps or more, with the number of steps.
     pub fn observe(&mut self, v: &Vitals, patience: u64) -> BTreeMap<String, u64> {
         self.num_steps += 1;
@@ -127,6 +137,17 @@ mod tests {
             assert_eq!(alarms.observe(&bad, 3), BTreeMap::from([(name.to_owned(), 3)]));
             assert!(alarms.observe(&HEALTHY, 3).is_empty() && alarms.observe(&bad, 3).is_empty(), "{name} begins anew");
         }
+    }
+
+    #[test]
+    fn a_hit_of_a_constraint_is_an_alarm_at_once() {
+        let (mut alarms, names) = (Alarms::default(), ["a".to_owned(), "b".to_owned()]);
+        assert_eq!(alarms.observe_hits(names.iter()).values().collect::<Vec<_>>(), [&1, &1]);
+        let text = serde_json::to_string(&alarms).expect("plain data");
+        let mut resumed: Alarms = serde_json::from_str(&text).expect("the same");
+        assert_eq!(resumed.observe_hits(names[1..].iter()), BTreeMap::from([("constraint b".to_owned(), 2)]));
+        assert_eq!(resumed.observe_hits(names[..1].iter()), BTreeMap::from([("constraint a".to_owned(), 1)]));
+        assert!(resumed.observe_hits([].iter()).is_empty());
     }
 
     #[test]

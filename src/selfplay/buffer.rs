@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::base::rng::Rng;
+use crate::selfplay::gate::GateConfig;
 use crate::selfplay::task::{Task, TaskKind};
 
 /// How references are drawn.
@@ -16,6 +17,8 @@ pub enum ReferenceSampling {
     Uniform,
     /// In proportion to the step that proposed them, plus 1.
     Recent,
+    /// In proportion to the solver's failures at them ([`Record::failure`](crate::selfplay::task::Record::failure)), programs of induction proposals too.
+    Adversarial,
 }
 
 /// How solver tasks are drawn.
@@ -29,6 +32,9 @@ pub enum TaskSampling {
     /// From all alike.
     Uniform,
 }
+
+/// Answers to tasks that were drawn from buffers, and right ones among them, by the tasks' addresses.
+pub type Answers = HashMap<*const Task, (u32, u32)>;
 
 /// Tasks of one type, oldest first.
 #[derive(Debug, Clone, Default)]
@@ -66,6 +72,11 @@ impl Buffer {
         self.known.contains_key(&task.likeness())
     }
 
+    /// Whether this very task was drawn from here.
+    pub fn holds(&self, task: &Arc<Task>) -> bool {
+        self.tasks.iter().any(|t| Arc::ptr_eq(t, task))
+    }
+
     /// Number of tasks.
     pub fn len(&self) -> usize {
         self.tasks.len()
@@ -84,10 +95,14 @@ impl Buffer {
     /// Draws `count` different references, or all there are.
     pub fn references(&self, rng: &mut Rng, count: usize, sampling: ReferenceSampling) -> Vec<Arc<Task>> {
         let count = count.min(self.len());
-        if sampling == ReferenceSampling::Uniform {
-            return rng.distinct(self.len(), count).into_iter().map(|i| self.tasks[i].clone()).collect();
-        }
-        let mut weights: Vec<f64> = self.tasks.iter().map(|t| t.step as f64 + 1.0).collect();
+        let weight: fn(&Arc<Task>) -> f64 = match sampling {
+            ReferenceSampling::Uniform => {
+                return rng.distinct(self.len(), count).into_iter().map(|i| self.tasks[i].clone()).collect();
+            }
+            ReferenceSampling::Recent => |t| t.step as f64 + 1.0,
+            ReferenceSampling::Adversarial => |t| t.record.failure(),
+        };
+        let mut weights: Vec<f64> = self.tasks.iter().map(weight).collect();
         (0..count)
             .map(|_| {
                 let i = rng.weighted(&weights);
@@ -97,26 +112,43 @@ impl Buffer {
             .collect()
     }
 
-    /// Draws `count` tasks for the solver at `step`: different ones as far as they go, then again from all.
-    pub fn solver_tasks(&self, rng: &mut Rng, count: usize, sampling: TaskSampling, step: u64) -> Vec<Arc<Task>> {
-        if self.is_empty() {
+    /// Draws `count` tasks for the solver at `step`: different ones as far as they go, then again from all. Those that the
+    /// gate calls too easy are passed over, unless all are.
+    pub fn solver_tasks(
+        &self,
+        rng: &mut Rng,
+        count: usize,
+        sampling: TaskSampling,
+        step: u64,
+        gate: &GateConfig,
+    ) -> Vec<Arc<Task>> {
+        let mut open: Vec<&Arc<Task>> = self.tasks.iter().filter(|t| !gate.is_too_easy(&t.record)).collect();
+        if open.is_empty() {
+            open.extend(&self.tasks);
+        }
+        if open.is_empty() {
             return Vec::new();
         }
         // Tasks come in the order of their steps, so the new ones are the last.
-        let num_new = self.tasks.iter().rev().take_while(|t| t.step + 1 >= step).count();
+        let num_new = open.iter().rev().take_while(|t| t.step + 1 >= step).count();
         let wanted = match sampling {
             TaskSampling::MaxNew => count,
             TaskSampling::HalfNew => count / 2,
             TaskSampling::Uniform => 0,
         };
-        let first_new = self.len() - num_new;
+        let first_new = open.len() - num_new;
         let mut drawn: Vec<usize> =
             rng.distinct(num_new, wanted.min(num_new)).into_iter().map(|i| first_new + i).collect();
         while drawn.len() < count {
-            let more = (count - drawn.len()).min(self.len());
-            drawn.extend(rng.distinct(self.len(), more));
+            let more = (count - drawn.len()).min(open.len());
+            drawn.extend(rng.distinct(open.len(), more));
         }
-        drawn.into_iter().map(|i| self.tasks[i].clone()).collect()
+        drawn.into_iter().map(|i| open[i].clone()).collect()
+    }
+
+    /// Number of tasks that the gate calls too easy.
+    pub fn num_too_easy(&self, gate: &GateConfig) -> usize {
+        self.tasks.iter().filter(|t| gate.is_too_easy(&t.record)).count()
     }
 }
 
@@ -142,17 +174,31 @@ impl Buffers {
         self.by_kind[task.kind as usize].push(task);
     }
 
+    /// Takes the answers of one step into the records of their tasks.
+    pub fn observe(&mut self, answers: &Answers) {
+        for task in self.by_kind.iter_mut().flat_map(|b| &mut b.tasks) {
+            if let Some((tries, right)) = answers.get(&Arc::as_ptr(task)) {
+                Arc::make_mut(task).record.observe(*tries, *right);
+            }
+        }
+    }
+
     /// All tasks, buffer after buffer, each oldest first: pushed again in this order, they give equal buffers.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Task>> {
         self.by_kind.iter().flat_map(Buffer::iter)
     }
 
-    /// A program for an induction proposer: from the union of abduction and deduction, uniformly.
-    pub fn induction_source(&self, rng: &mut Rng) -> Option<Arc<Task>> {
+    /// A program for an induction proposer: from the union of abduction and deduction, uniformly unless the sampling is
+    /// adversarial.
+    pub fn induction_source(&self, rng: &mut Rng, sampling: ReferenceSampling) -> Option<Arc<Task>> {
         let (a, d) = (self.of(TaskKind::Abduction), self.of(TaskKind::Deduction));
         let total = a.len() + d.len();
         (total > 0).then(|| {
-            let i = rng.below(total);
+            let i = if sampling == ReferenceSampling::Adversarial {
+                rng.weighted(&a.iter().chain(d.iter()).map(|t| t.record.failure()).collect::<Vec<_>>())
+            } else {
+                rng.below(total)
+            };
             if i < a.len() { a.tasks[i].clone() } else { d.tasks[i - a.len()].clone() }
         })
     }
@@ -190,13 +236,37 @@ mod tests {
     fn references_are_different_tasks() {
         let mut buffer = Buffer::new(99);
         (0..20).for_each(|i| buffer.push(task(i)));
-        for sampling in [ReferenceSampling::Uniform, ReferenceSampling::Recent] {
+        for sampling in [ReferenceSampling::Uniform, ReferenceSampling::Recent, ReferenceSampling::Adversarial] {
             let mut steps: Vec<u64> = buffer.references(&mut rng(), 6, sampling).iter().map(|t| t.step).collect();
             steps.sort_unstable();
             steps.dedup();
             assert_eq!(steps.len(), 6);
         }
         assert_eq!(buffer.references(&mut rng(), 99, ReferenceSampling::Recent).len(), 20);
+    }
+
+    #[test]
+    fn adversarial_references_are_what_the_solver_fails() {
+        let mut buffers = Buffers::new(99);
+        for i in 0..20 {
+            let mut task = Task::clone(&task(i));
+            task.record.observe(8, if i < 10 { 8 } else { 0 });
+            buffers.push(Arc::new(task));
+        }
+        let mut rng = rng();
+        let mut failed = |sampling| {
+            let (mut references, mut sources) = (0, 0);
+            for _ in 0..200 {
+                let drawn = buffers.of(TaskKind::Deduction).references(&mut rng, 1, sampling);
+                references += usize::from(drawn[0].step >= 10);
+                let source = buffers.induction_source(&mut rng, sampling).expect("there are 20");
+                sources += usize::from(source.step >= 10);
+            }
+            [references, sources]
+        };
+        // Nine tenths of the weight are theirs.
+        assert!(failed(ReferenceSampling::Adversarial).iter().all(|n| (165..195).contains(n)));
+        assert!(failed(ReferenceSampling::Uniform).iter().all(|n| (75..125).contains(n)));
     }
 
     #[test]
@@ -207,13 +277,41 @@ mod tests {
                 buffer.push(task(step));
             }
         }
+        let off = GateConfig::default();
         // Frozen "newest" entries were a defect of the reference: here they are those of the last step.
-        let drawn = buffer.solver_tasks(&mut rng(), 8, TaskSampling::MaxNew, 20);
+        let drawn = buffer.solver_tasks(&mut rng(), 8, TaskSampling::MaxNew, 20, &off);
         assert_eq!((drawn.len(), drawn.iter().filter(|t| t.step == 19).count() >= 3), (8, true));
         let all: Vec<u64> =
-            buffer.solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 20).iter().map(|t| t.step).collect();
+            buffer.solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 20, &off).iter().map(|t| t.step).collect();
         assert_eq!(all, [19, 19, 19]);
-        assert_eq!(buffer.solver_tasks(&mut rng(), 100, TaskSampling::Uniform, 20).len(), 100);
-        assert!(Buffer::new(1).solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 1).is_empty());
+        assert_eq!(buffer.solver_tasks(&mut rng(), 100, TaskSampling::Uniform, 20, &off).len(), 100);
+        assert!(Buffer::new(1).solver_tasks(&mut rng(), 3, TaskSampling::MaxNew, 1, &off).is_empty());
+    }
+
+    #[test]
+    fn what_is_always_right_is_drawn_no_more_while_there_is_something_else() {
+        let gate = GateConfig { too_easy: 2, ..GateConfig::default() };
+        let mut buffers = Buffers::new(9);
+        (0..4).for_each(|i| buffers.push(task(i)));
+        let address = |buffers: &Buffers, i: usize| {
+            Arc::as_ptr(buffers.of(TaskKind::Deduction).iter().nth(i).expect("one of four"))
+        };
+        let drawn = |buffers: &Buffers, gate: &GateConfig| {
+            let tasks = buffers.of(TaskKind::Deduction).solver_tasks(&mut rng(), 40, TaskSampling::Uniform, 9, gate);
+            let mut steps: Vec<u64> = tasks.iter().map(|t| t.step).collect();
+            steps.sort_unstable();
+            steps.dedup();
+            steps
+        };
+        for (right, left) in [(1, vec![0, 1, 2, 3]), (1, vec![0, 1, 3]), (0, vec![0, 1, 2, 3])] {
+            buffers.observe(&Answers::from([(address(&buffers, 2), (1, right)), (address(&buffers, 3), (3, 2))]));
+            assert_eq!(drawn(&buffers, &gate), left);
+            assert_eq!(buffers.of(TaskKind::Deduction).num_too_easy(&gate), 4 - left.len());
+            assert_eq!(drawn(&buffers, &GateConfig::default()), [0, 1, 2, 3], "off by default");
+        }
+        for _ in 0..2 {
+            buffers.observe(&(0..4).map(|i| (address(&buffers, i), (1, 1))).collect());
+        }
+        assert_eq!(drawn(&buffers, &gate), [0, 1, 2, 3], "too easy is better than nothing");
     }
 }

@@ -115,6 +115,15 @@ pub struct SelfPlayConfig {
     pub duplicates: Duplicates,
     /// Proposals that teach nothing.
     pub gate: GateConfig,
+    /// JSON lines of curated tasks for the solver (`program` with `input`, or with `inputs` and `message`); empty for none.
+    pub edge_cases: String,
+    /// Share of the solver's tasks that come from `edge_cases`, of the types that have any.
+    pub edge_share: f64,
+    /// Folder of Python files; proposers of programs are shown one of its functions each, to draw ideas from. Empty for none.
+    pub ground: String,
+    /// What completions are watched for: JSON lines (`name`, a regular expression `pattern`, and what a hit costs, `penalty`,
+    /// 0 by default), or a .py file whose `f(text)` gives the penalty. Empty for nothing.
+    pub constraints: String,
     /// Statistics of the advantage.
     pub baseline: Baseline,
     /// Functions that a program may define.
@@ -149,6 +158,10 @@ impl Default for SelfPlayConfig {
             accept: AcceptProposals::All,
             duplicates: Duplicates::Allow,
             gate: GateConfig::default(),
+            edge_cases: String::new(),
+            edge_share: 0.1,
+            ground: String::new(),
+            constraints: String::new(),
             baseline: Baseline::Token,
             function_rule: FunctionRule::Any,
             buffer_size: 16_384,

@@ -11,6 +11,7 @@ use malachite_bigint::BigInt;
 use serde::{Deserialize, Serialize};
 
 use crate::exec::value::Value;
+use crate::selfplay::task::Record;
 
 /// Varied inputs of a proposal.
 const NUM_VARIED: usize = 4;
@@ -29,18 +30,27 @@ pub struct GateConfig {
     pub coin_flips: bool,
     /// Refuses programs whose commonest output has a larger share than this; 1 is off.
     pub max_guess: f64,
+    /// Keeps tasks from the solver once every answer was right in so many samplings running, where the probes of a
+    /// proposal are one sampling and the draws of a step another. They stay in the buffer as references, and their
+    /// repeats are known. 0 is off.
+    pub too_easy: u32,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        GateConfig { identity: false, constant: false, coin_flips: false, max_guess: 1.0 }
+        GateConfig { identity: false, constant: false, coin_flips: false, max_guess: 1.0, too_easy: 0 }
     }
 }
 
 impl GateConfig {
-    /// Whether any rule is on.
+    /// Whether a rule is on that looks at what a proposal gives for varied inputs.
     pub fn is_on(&self) -> bool {
         self.identity || self.constant || self.coin_flips || self.max_guess < 1.0
+    }
+
+    /// Whether a task with this record is kept from the solver.
+    pub fn is_too_easy(&self, record: &Record) -> bool {
+        self.too_easy > 0 && record.streak >= self.too_easy
     }
 
     /// Why a program is refused that gave these outputs for these inputs, if it is.
@@ -116,7 +126,8 @@ fn vary(value: &Value, i: usize) -> Value {
 mod tests {
     use super::*;
 
-    const ALL: GateConfig = GateConfig { identity: true, constant: true, coin_flips: true, max_guess: 0.7 };
+    const ALL: GateConfig =
+        GateConfig { identity: true, constant: true, coin_flips: true, max_guess: 0.7, too_easy: 0 };
 
     #[test]
     fn what_teaches_nothing_is_refused_by_its_own_rule() {

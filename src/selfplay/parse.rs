@@ -6,7 +6,7 @@
 
 use crate::exec::source::{FunctionRule, calls_composites, cleaned, with_entry_point};
 use crate::selfplay::prompt::{Format, NUM_INDUCTION_INPUTS, Piece};
-use crate::selfplay::task::{Pair, Task, TaskKind};
+use crate::selfplay::task::{Pair, Record, Task, TaskKind};
 
 /// Extraction rules.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +45,7 @@ impl Draft {
             step,
             normal_form,
             num_composites: self.num_composites,
+            record: Record::default(),
         }
     }
 }

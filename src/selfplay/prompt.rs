@@ -47,7 +47,8 @@ fn text(text: &str) -> Piece {
     Piece::Text(text.to_owned())
 }
 
-/// Prompt for a proposal. References are shown with input and output; induction has one, shown as a program alone.
+/// Prompt for a proposal. References are shown with input and output; induction has one, shown as a program alone. So is a
+/// reference without an execution: code to draw ideas from.
 /// `composites` are definitions of `g_0`, `g_1`, ... that the new `f` must call (azr format only).
 pub fn proposer(format: Format, kind: TaskKind, references: &[&Task], composites: &[String]) -> Vec<Piece> {
     match format {
@@ -63,9 +64,9 @@ pub fn proposer(format: Format, kind: TaskKind, references: &[&Task], composites
             pieces.push(Piece::Special(head));
             for task in references {
                 pieces.extend([Piece::Special("<|code|>"), text(&task.program)]);
-                if kind != TaskKind::Induction {
-                    pieces.extend([Piece::Special("<|input|>"), text(task.input())]);
-                    pieces.extend([Piece::Special("<|output|>"), text(task.gold_output())]);
+                if let Some(pair) = task.pairs.first().filter(|_| kind != TaskKind::Induction) {
+                    pieces.extend([Piece::Special("<|input|>"), text(&pair.input)]);
+                    pieces.extend([Piece::Special("<|output|>"), text(&pair.output)]);
                 }
             }
             pieces.push(Piece::Special(if kind == TaskKind::Induction { "<|input|>" } else { "<|code|>" }));
@@ -215,11 +216,14 @@ fn azr_proposer(kind: TaskKind, references: &[&Task], composites: &[String]) -> 
             let _ = write!(composite_rules, "```python\n{source}\n```\n");
         }
     }
-    let shown = if references.is_empty() {
-        String::new()
-    } else {
-        format!("## Earlier programs, which yours must differ from\n{}", snippets(references))
-    };
+    let (earlier, ground): (Vec<&Task>, Vec<&Task>) = references.iter().partition(|t| !t.pairs.is_empty());
+    let mut shown = String::new();
+    for task in ground {
+        let _ = write!(shown, "## Code to draw ideas from\n```python\n{}\n```\n", task.program);
+    }
+    if !earlier.is_empty() {
+        let _ = write!(shown, "## Earlier programs, which yours must differ from\n{}", snippets(&earlier));
+    }
     format!(
         "## Task: write a new Python program with one test input\n\
          Together they are a question of an intelligence test whose point is {subject}. {goal}\n\
@@ -305,6 +309,22 @@ mod tests {
         );
         let induction = shown(&solver(Format::Compact, &Task::identity(TaskKind::Induction)));
         assert!(induction.ends_with("<|message|>The function returns its argument.<|code|>"), "{induction}");
+    }
+
+    #[test]
+    fn code_to_draw_ideas_from_is_shown_as_a_program_alone() {
+        let (task, mut code) = (Task::identity(TaskKind::Deduction), Task::identity(TaskKind::Deduction));
+        code.program = "def f(a):\n    return [a]".into();
+        code.pairs.clear();
+        let [compact, azr] = [Format::Compact, Format::Azr]
+            .map(|format| shown(&proposer(format, TaskKind::Deduction, &[&code, &task], &[])));
+        assert!(
+            compact.starts_with("<|propose_deduction|><|code|>def f(a):\n    return [a]<|code|>def f(x)"),
+            "{compact}"
+        );
+        let (ideas, earlier) = azr.split_once("## Earlier programs").expect("a section each");
+        assert!(ideas.contains("## Code to draw ideas from\n```python\ndef f(a):\n    return [a]\n```"), "{azr}");
+        assert!(!earlier.contains("[a]") && earlier.contains("'Hello world'"), "{azr}");
     }
 
     #[test]

@@ -87,6 +87,38 @@ pub struct Pair {
     pub output: String,
 }
 
+/// How the solver has fared with a task. A sampling is all answers that are drawn together: the probes of the proposal,
+/// or the draws of one step.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Answers.
+    pub tries: u32,
+    /// Answers that are right.
+    pub right: u32,
+    /// Samplings running, up to the last one, in which every answer was right.
+    pub streak: u32,
+}
+
+impl Record {
+    /// Takes a sampling in: its number of answers, and of right ones.
+    pub fn observe(&mut self, tries: u32, right: u32) {
+        if tries > 0 {
+            self.tries += tries;
+            self.right += right;
+            self.streak = if right == tries { self.streak + 1 } else { 0 };
+        }
+    }
+
+    /// Share of wrong answers, as estimated from one right and one wrong answer more; above 0 for every task.
+    pub fn failure(&self) -> f64 {
+        f64::from(self.tries - self.right + 1) / f64::from(self.tries + 2)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.tries == 0
+    }
+}
+
 /// A validated task.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Task {
@@ -104,6 +136,9 @@ pub struct Task {
     pub normal_form: String,
     /// Number of programs of the buffer that it is composed of.
     pub num_composites: usize,
+    /// How the solver has fared with it.
+    #[serde(default, skip_serializing_if = "Record::is_empty")]
+    pub record: Record,
 }
 
 impl Task {
@@ -131,6 +166,7 @@ impl Task {
             step: 0,
             normal_form: "def v0 ( v1 ) : ;{ return v1 ;} ".to_owned(),
             num_composites: 0,
+            record: Record::default(),
         }
     }
 
@@ -185,6 +221,16 @@ mod tests {
             a.pairs[0].input = "2".to_owned();
             assert_eq!(a.likeness() == b.likeness(), same, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_record_counts_samplings_that_are_right_throughout() {
+        let mut record = Record::default();
+        for (tries, right, streak) in [(8, 8, 1), (0, 0, 1), (1, 1, 2), (2, 1, 0), (2, 2, 1)] {
+            record.observe(tries, right);
+            assert_eq!(record.streak, streak);
+        }
+        assert_eq!((record.tries, record.right, record.failure()), (13, 12, 2.0 / 15.0));
     }
 
     #[test]

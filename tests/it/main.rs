@@ -13,4 +13,5 @@ mod exec_survival;
 mod fixture;
 mod fuzz;
 mod main_job;
+mod safeguards;
 mod transformers;
