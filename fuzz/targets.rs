@@ -58,12 +58,9 @@ fn same_again(value: &Value) {
         assert!(text.len() > azr::exec::value::MAX_TEXT, "{text} does not read back");
         return;
     };
-    // Python's repr of a complex number with a real part of -0.0 reads as one of 0.0, there and here.
-    assert!(
-        again.repr() == text || text.contains("-0") && text.contains('j'),
-        "{text} has one repr, not {}",
-        again.repr()
-    );
+    // Python's repr of a complex number may read as one with the other zero for its real part, there and here.
+    let other_zero = text.contains('j') && (text.contains("-0") || again.repr().contains("-0"));
+    assert!(other_zero || again.repr() == text, "{text} has one repr, not {}", again.repr());
     assert!(value.holds_nan() || value.py_eq(&again) && again.py_eq(value), "{text} equals itself");
 }
 
