@@ -121,7 +121,7 @@ fn write_complex(re: f64, im: f64, out: &mut String) {
     if re == 0.0 && re.is_sign_positive() {
         write_text(out, format_args!("{}j", part(im)));
     } else {
-        let sign = if im.is_sign_negative() { "" } else { "+" };
+        let sign = if im.is_sign_negative() && !im.is_nan() { "" } else { "+" };
         write_text(out, format_args!("({}{sign}{}j)", part(re), part(im)));
     }
 }
