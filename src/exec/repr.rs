@@ -88,7 +88,8 @@ fn in_order(items: &[Value]) -> Vec<&Value> {
     let size = |v: &Value| match v {
         Value::Bool(b) => Some(f64::from(u8::from(*b))),
         Value::Int(i) => i.to_string().parse().ok(),
-        Value::Float(f) => Some(*f),
+        // The sign of a nan is not written.
+        Value::Float(f) => Some(if f.is_nan() { f64::NAN } else { *f }),
         _ => None,
     };
     let mut keyed: Vec<_> = items.iter().map(|v| (size(v), v.repr(), v)).collect();
