@@ -35,6 +35,7 @@ KERNEL(THREADS, take_seats)
   positions[s] = position;
   slots[s] = from[position / PAGE] * PAGE + position % PAGE;
   sequences[2 * s] = position + 1;
+  sequences[2 * s + 1] = s * stride;
   rows[s] = seat.head;
   left[s] = seat.left;
 }

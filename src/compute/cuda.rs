@@ -3,7 +3,7 @@
 //!
 //! Nothing waits for the GPU but what gives values to the host: draws, reports, norms, downloads.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
@@ -14,6 +14,7 @@ use crate::compute::launch::attention::{
     self, Angles as LaunchAngles, DecodePlan, DecodeSeq, HeadNorms, RopePlan, Saved, SpanPlan,
 };
 use crate::compute::launch::device::{Buf, Device};
+use crate::compute::launch::graph::Pinned;
 use crate::compute::launch::head::{
     DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, head_draw, head_forward, head_gradient,
     head_logits, head_policy,
@@ -42,6 +43,27 @@ const CHUNK_UNIT: usize = 128;
 pub struct CudaBackend {
     device: Device,
     graphs: bool,
+    blocks: Arc<Mutex<Blocks>>,
+}
+
+/// Elements of a block that weights are uploaded by.
+const BLOCK: usize = 1 << 22;
+
+/// Page-locked memory that weights go through: one block is filled while the other is copied.
+#[derive(Default)]
+struct Blocks {
+    both: Vec<(Pinned<bf16>, Pinned<u16>)>,
+    next: usize,
+}
+
+impl Blocks {
+    fn take(&mut self, device: &Device) -> Result<&mut (Pinned<bf16>, Pinned<u16>)> {
+        while self.both.len() < 2 {
+            self.both.push((Pinned::new(device, BLOCK)?, Pinned::new(device, BLOCK)?));
+        }
+        self.next = 1 - self.next;
+        Ok(&mut self.both[self.next])
+    }
 }
 
 /// A weight: what products read, and the rest of its f32 master.
@@ -84,7 +106,7 @@ impl CudaBackend {
 
     /// A GPU that was opened already.
     pub fn on(device: Device) -> Self {
-        CudaBackend { device, graphs: true }
+        CudaBackend { device, graphs: true, blocks: Arc::default() }
     }
 
     /// The same GPU, launching every kernel of a step by itself: what graphs are compared with.
@@ -160,6 +182,9 @@ impl Backend for CudaBackend {
     type Reports = CudaReports;
     type Clip = Buf<ClipState>;
     type Seats = CudaSeats;
+
+    /// A product of so many rows keeps a GPU busy.
+    const MAX_ROWS: usize = 4096;
 
     fn describe(&self) -> String {
         let (major, minor) = self.device.capability();
@@ -244,8 +269,19 @@ impl Backend for CudaBackend {
     }
 
     fn param(&self, values: &[f32]) -> Result<CudaParam> {
-        let (weight, tail): (Vec<bf16>, Vec<u16>) = values.iter().copied().map(split_master).unzip();
-        Ok(CudaParam { weight: self.device.upload(&weight)?, tail: self.device.upload(&tail)? })
+        let (mut weight, mut tail) = (self.device.alloc(values.len())?, self.device.alloc(values.len())?);
+        let mut blocks = locked(&self.blocks);
+        for (i, piece) in values.chunks(BLOCK).enumerate() {
+            let (weights, tails) = blocks.take(&self.device)?;
+            let (from, parts) = (i * BLOCK, || piece.iter().copied().map(split_master));
+            weights.send(&mut weight.view_mut().part(from, piece.len()), |to| {
+                to.iter_mut().zip(parts()).for_each(|(to, (w, _))| *to = w);
+            })?;
+            tails.send(&mut tail.view_mut().part(from, piece.len()), |to| {
+                to.iter_mut().zip(parts()).for_each(|(to, (_, t))| *to = t);
+            })?;
+        }
+        Ok(CudaParam { weight, tail })
     }
 
     fn master(&self, param: &CudaParam) -> Result<Vec<f32>> {
@@ -566,7 +602,11 @@ impl Backend for CudaBackend {
         })
     }
 
-    fn seats_drew(&self, seats: &mut CudaSeats, count: usize) -> Result<Vec<Drawn>> {
+    fn begin_seats(&self, seats: &mut CudaSeats) -> Result<()> {
+        seats.begin(&self.device)
+    }
+
+    fn seats_drew(&self, seats: &mut CudaSeats, count: usize) -> Result<(Vec<Drawn>, f64)> {
         seats.drew(count)
     }
 

@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::compute::launch::attention::{DecodePlan, DecodeWork, SpanPlan};
-use crate::compute::launch::device::{Buf, Device, View, ViewMut};
-use crate::compute::launch::graph::{Arrivals, Graph};
+use crate::compute::launch::device::{Buf, Device, Mark, View, ViewMut};
+use crate::compute::launch::graph::{Graph, Pinned};
 use crate::compute::launch::head::{DrawnRow, HeadRow, HeadScratch};
 use crate::compute::launch::seats::{SeatState, Shape};
 use crate::compute::ops::{Drawn, Heads, Seat};
@@ -61,7 +61,9 @@ pub struct CudaSeats {
     drawn: Buf<DrawnRow>,
     /// By shape and seed; none for one that has been run but not recorded.
     graphs: HashMap<(Shape, u64), Option<Graph>>,
-    arrivals: [Arrivals<DrawnRow>; FLIGHTS],
+    arrivals: [Pinned<DrawnRow>; FLIGHTS],
+    /// Where steps begin and end: of those on their way and the one before.
+    marks: [Option<[Mark; 2]>; FLIGHTS + 1],
     launched: usize,
     landed: usize,
 }
@@ -130,10 +132,21 @@ impl CudaSeats {
             scratch: HeadScratch::new(device, capacity, v, true)?,
             drawn: device.alloc(capacity)?,
             graphs: HashMap::new(),
-            arrivals: [Arrivals::new(device, capacity)?, Arrivals::new(device, capacity)?],
+            arrivals: [Pinned::new(device, capacity)?, Pinned::new(device, capacity)?],
+            marks: [const { None }; FLIGHTS + 1],
             launched: 0,
             landed: 0,
         })
+    }
+
+    /// The next step's work begins here.
+    pub(super) fn begin(&mut self, device: &Device) -> Result<()> {
+        let marks = &mut self.marks[self.launched % (FLIGHTS + 1)];
+        match marks {
+            Some([begin, _]) => begin.again()?,
+            None => *marks = Some([device.mark()?, device.mark()?]),
+        }
+        Ok(())
     }
 
     pub(super) fn take(&mut self, device: &Device, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> Result<()> {
@@ -176,15 +189,25 @@ impl CudaSeats {
             Some(Some(graph)) => graph.launch()?,
         }
         self.arrivals[self.launched % FLIGHTS].fetch(&self.drawn.view().part(0, shape.rows))?;
+        if let Some([_, end]) = &self.marks[self.launched % (FLIGHTS + 1)] {
+            end.again()?;
+        }
         self.launched += 1;
         Ok(())
     }
 
-    /// What the first seats drew in the earliest step that was not asked for.
-    pub(super) fn drew(&mut self, count: usize) -> Result<Vec<Drawn>> {
+    /// What the first seats drew in the earliest step that was not asked for, and the seconds between the end of the step
+    /// before and its begin: the device had nothing to do.
+    pub(super) fn drew(&mut self, count: usize) -> Result<(Vec<Drawn>, f64)> {
         assert!(self.landed < self.launched, "a step is on its way");
         let arrived = self.arrivals[self.landed % FLIGHTS].wait(count)?;
+        let drawn = arrived.iter().copied().map(Drawn::from).collect();
+        let marks = |step: usize| self.marks[step % (FLIGHTS + 1)].as_ref();
+        let idle_s = match (self.landed.checked_sub(1).and_then(marks), marks(self.landed)) {
+            (Some([_, end]), Some([begin, _])) => begin.seconds_since(end)?,
+            _ => 0.0,
+        };
         self.landed += 1;
-        Ok(arrived.iter().copied().map(Drawn::from).collect())
+        Ok((drawn, idle_s))
     }
 }

@@ -253,6 +253,9 @@ pub trait Backend: Sized + Send + Sync {
     /// Seats of sequences that decode without the host between their steps.
     type Seats: Send;
 
+    /// Most rows of a rollout's step: prompts come in pieces of so many.
+    const MAX_ROWS: usize;
+
     /// What the device is, for people.
     fn describe(&self) -> String;
     /// How many sequences best decode at once.
@@ -433,6 +436,8 @@ pub trait Backend: Sized + Send + Sync {
     fn take_seats(&self, seats: &mut Self::Seats, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> Result<()>;
     /// Rows of the batch of a step of the first `count` seats.
     fn seat_rows(&self, seats: &Self::Seats, count: usize) -> usize;
+    /// Notes that what is launched from here on belongs to the next step.
+    fn begin_seats(&self, seats: &mut Self::Seats) -> Result<()>;
     /// Launches a step of `extent`: the first so many seats, none with more than so many keys. Each draws a token from its row of
     /// what `hidden` leaves, and moves on to it or, when that ends it, leaves its seat empty. `hidden` may be recorded to
     /// be launched again whenever rows and keys are about as many: what it works on stays where it is, and it neither
@@ -447,8 +452,9 @@ pub trait Backend: Sized + Send + Sync {
     ) -> Result<()>
     where
         Self: 'x;
-    /// What the first `count` seats drew in the earliest step whose draws were not asked for: of at most two.
-    fn seats_drew(&self, seats: &mut Self::Seats, count: usize) -> Result<Vec<Drawn>>;
+    /// What the first `count` seats drew in the earliest step whose draws were not asked for (of at most two), and the
+    /// seconds in which the device waited for that step after the one before.
+    fn seats_drew(&self, seats: &mut Self::Seats, count: usize) -> Result<(Vec<Drawn>, f64)>;
     /// Logits of all rows, `[T][V]`.
     fn logits(&self, x_td: &Self::Act, d: usize, head: WeightOf<'_, Self>) -> Result<Vec<f32>>;
     /// Log-probability, entropy and loss of response tokens without ever holding all logits. With `grads`, also writes

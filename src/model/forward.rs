@@ -355,11 +355,20 @@ impl<B: Backend> Decoder<B> {
         })
     }
 
-    /// What the first `count` seats drew in the earliest step whose draws were not asked for.
+    /// Notes that what is launched from here on belongs to the next step of the seats.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn begin_seats(&self, seats: &mut Seats<B>) -> Result<()> {
+        self.backend.begin_seats(&mut seats.seats)
+    }
+
+    /// What the first `count` seats drew in the earliest step whose draws were not asked for, and the seconds in which
+    /// the device waited for that step after the one before.
     ///
     /// # Errors
     /// When the device fails, or a launch before did.
-    pub fn seats_drew(&self, seats: &mut Seats<B>, count: usize) -> Result<Vec<Drawn>> {
+    pub fn seats_drew(&self, seats: &mut Seats<B>, count: usize) -> Result<(Vec<Drawn>, f64)> {
         self.backend.seats_drew(&mut seats.seats, count)
     }
 

@@ -4,6 +4,8 @@
 //! always has work, and a sample's end becomes known a step late. Elsewhere, and for samples that are drawn from whole
 //! logits, a step waits for its own draws. Both give the same bits.
 
+use std::time::Instant;
+
 use crate::compute::ops::{Backend, PAGE};
 use crate::error::Result;
 use crate::model::forward::{Decoder, Seats, SeqRows};
@@ -20,6 +22,8 @@ pub struct Engine<B: Backend> {
     seats: Option<Seated<B>>,
     limits: Limits,
     seed: u64,
+    waited_s: f64,
+    device_idle_s: f64,
 }
 
 /// Seats, what most tokens they are for, and the step on its way.
@@ -37,14 +41,22 @@ impl<B: Backend> Engine<B> {
     pub fn new(decoder: &Decoder<B>, limits: Limits, seed: u64) -> Result<Self> {
         // Room is taken at once, so that what does not fit is known before any work.
         let kv = Some(decoder.new_kv(limits.num_pages)?);
-        Ok(Engine { scheduler: Scheduler::new(limits), kv, seats: None, limits, seed })
+        Ok(Engine {
+            scheduler: Scheduler::new(limits),
+            kv,
+            seats: None,
+            limits,
+            seed,
+            waited_s: 0.0,
+            device_idle_s: 0.0,
+        })
     }
 
     /// Limits for sequences of at most `max_tokens`: `max_running` at once, in the pages that these can need.
     pub fn limits(max_running: usize, max_tokens: usize, kv_tokens: usize) -> Limits {
         let longest = max_tokens.div_ceil(PAGE) + 1;
         let num_pages = if kv_tokens > 0 { (kv_tokens / PAGE).max(longest) } else { longest * max_running };
-        Limits { max_running, max_rows: 1024, num_pages }
+        Limits { max_running, max_rows: B::MAX_ROWS, num_pages }
     }
 
     /// Takes a request in.
@@ -69,6 +81,17 @@ impl<B: Backend> Engine<B> {
     /// Number of samples that are being drawn.
     pub fn num_running(&self) -> usize {
         self.scheduler.num_running()
+    }
+
+    /// Seconds that the host has waited for draws of seats: in the rest of its steps it worked.
+    pub fn waited_s(&self) -> f64 {
+        self.waited_s
+    }
+
+    /// Seconds in which the device waited for the host between steps of seats, as far as draws have been taken in. What
+    /// training does between steps is not among them.
+    pub fn device_idle_s(&self) -> f64 {
+        self.device_idle_s
     }
 
     /// Gives an idle engine's memory back, for training to use, until the next step.
@@ -103,7 +126,10 @@ impl<B: Backend> Engine<B> {
         let Some(seated) = &mut self.seats else { return Ok(()) };
         let Some(flight) = seated.flight.take() else { return Ok(()) };
         let count = flight.last().map_or(0, |(seat, _)| seat + 1);
-        let drawn = decoder.seats_drew(&mut seated.seats, count)?;
+        let start = Instant::now();
+        let (drawn, idle_s) = decoder.seats_drew(&mut seated.seats, count)?;
+        self.device_idle_s += idle_s;
+        self.waited_s += start.elapsed().as_secs_f64();
         ended.extend(self.scheduler.landed(&flight, |seat| drawn[seat]));
         Ok(())
     }
@@ -126,6 +152,9 @@ impl<B: Backend> Engine<B> {
         if self.scheduler.is_sparse() {
             self.land(decoder, ended)?;
             self.scheduler.close_up();
+        }
+        if let Some(seated) = &mut self.seats {
+            decoder.begin_seats(&mut seated.seats)?;
         }
         let plan = self.plan(decoder)?;
         let (scheduler, Some(kv), Some(seated)) = (&mut self.scheduler, &mut self.kv, &mut self.seats) else {

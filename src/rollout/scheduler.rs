@@ -520,22 +520,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step.
-    fn run(limits: Limits, requests: &[SampleRequest], arrivals: &[usize]) -> Vec<Completion> {
+    /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step. With
+    /// `late`, a step is planned before the draws of the last have come.
+    fn run(limits: Limits, requests: &[SampleRequest], arrivals: &[usize], late: bool) -> Vec<Completion> {
         let mut scheduler = Scheduler::new(limits);
         let (mut done, mut next, mut steps) = (Vec::new(), 0, 0);
+        let mut on_its_way: (Flight, Vec<Option<Drawn>>) = Default::default();
+        let land = |scheduler: &mut Scheduler, (flight, drawn): &(Flight, Vec<Option<Drawn>>)| {
+            scheduler.landed(flight, |seat| drawn[seat].expect("a flight's seats draw"))
+        };
         while next < requests.len() || !scheduler.is_idle() {
             let count = arrivals.get(steps % arrivals.len().max(1)).copied().unwrap_or(1).max(1);
             for request in requests.iter().skip(next).take(count) {
                 scheduler.submit(request.clone()).expect("it fits");
             }
             next = (next + count).min(requests.len());
+            if scheduler.is_sparse() {
+                done.extend(land(&mut scheduler, &std::mem::take(&mut on_its_way)));
+                scheduler.close_up();
+            }
             let plan = scheduler.plan();
-            assert!(!plan.rows.is_empty() || scheduler.is_idle(), "no progress");
+            assert!(!plan.rows.is_empty() || scheduler.is_idle() || !on_its_way.0.is_empty(), "no progress");
             let decoding = plan.rows.iter().filter(|r| matches!(r, Row::Decode { .. })).count();
-            assert!(decoding <= limits.max_running);
+            assert!(decoding <= limits.max_running && scheduler.extent(&plan).0 >= decoding);
+            for seat in scheduler.new_seats() {
+                let seat = scheduler.seat(seat);
+                assert!(seat.pages.len() * PAGE >= seat.pos + seat.left, "pages for the longest course");
+            }
             let mut writers = std::collections::HashMap::new();
-            let mut drawn = Vec::new();
+            let mut drawn = vec![None; limits.max_running];
             for row in &plan.rows {
                 let (tokens, pos, pages, draw) = scheduler.row(*row);
                 assert!(pages.len() * PAGE >= pos + tokens.len(), "room for every row");
@@ -546,12 +559,14 @@ mod tests {
                     assert_eq!(writer, row, "two writers of a page");
                     assert_eq!(scheduler.pages.holders(page), 1, "a shared page is written");
                 }
-                drawn.push(draw.map(|d| {
+                if let (Row::Decode { sample }, Some(d)) = (*row, draw) {
                     let token = ((d.seq * 31 + pos as u64 * 7) % 11) as u32;
-                    Drawn { token, logprob: -(pos as f32), entropy: 1.0 }
-                }));
+                    drawn[sample] = Some(Drawn { token, logprob: -(pos as f32), entropy: 1.0 });
+                }
             }
-            done.extend(scheduler.apply(&plan, &drawn));
+            let launched = (scheduler.launched(&plan), drawn);
+            let landing = if late { std::mem::replace(&mut on_its_way, launched) } else { launched };
+            done.extend(land(&mut scheduler, &landing));
             steps += 1;
             assert!(steps < 100_000, "it ends");
         }
@@ -587,18 +602,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_page_leaks_and_no_limit_or_arrival_changes_a_sample(
+        fn no_page_leaks_and_no_limit_arrival_or_lateness_changes_a_sample(
             requests in requests(),
             max_running in 1usize..20,
             max_rows in 1usize..80,
             spare in 0usize..40,
             arrivals in proptest::collection::vec(1usize..20, 1..5),
+            late: bool,
         ) {
             let wide = Limits { max_running: 1000, max_rows: 100_000, num_pages: 10_000 };
             let narrow = Limits { max_running, max_rows, num_pages: 8 + spare };
-            let all = run(wide, &requests, &[requests.len()]);
+            let all = run(wide, &requests, &[requests.len()], false);
             prop_assert_eq!(all.len(), requests.len());
-            prop_assert_eq!(run(narrow, &requests, &arrivals), all);
+            prop_assert_eq!(run(narrow, &requests, &arrivals, late), all);
         }
     }
 

@@ -104,6 +104,8 @@ impl Backend for Scripted {
     type Clip = <CpuBackend as Backend>::Clip;
     type Seats = <CpuBackend as Backend>::Seats;
 
+    const MAX_ROWS: usize = CpuBackend::MAX_ROWS;
+
     fn seat_rows(&self, seats: &Self::Seats, _: usize) -> usize {
         match *seats {}
     }
@@ -160,7 +162,8 @@ impl Backend for Scripted {
         embed(batch: &Self::Batch, table: &Self::Param, d: usize, x: &mut Self::Act) -> ();
         seats(heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Option<Self::Seats>;
         take_seats(seats: &mut Self::Seats, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> ();
-        seats_drew(seats: &mut Self::Seats, count: usize) -> Vec<Drawn>;
+        begin_seats(seats: &mut Self::Seats) -> ();
+        seats_drew(seats: &mut Self::Seats, count: usize) -> (Vec<Drawn>, f64);
         embed_backward(batch: &Self::Batch, dx: &Self::Act, d: usize, dtable: &mut Self::Buf) -> ();
         rmsnorm(x: &Self::Act, w: &Self::Param, eps: f32, y: &mut Self::Act, rstd: &mut Self::Buf) -> ();
         rmsnorm_backward(x: &Self::Act, w: &Self::Param, rstd: &Self::Buf, dy: &Self::Act, dx: &mut Self::Act,

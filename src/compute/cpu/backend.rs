@@ -187,6 +187,8 @@ impl Backend for CpuBackend {
     type Seats = NoSeats;
     type Clip = CpuClip;
 
+    const MAX_ROWS: usize = 1024;
+
     fn describe(&self) -> String {
         format!("{} CPU threads", self.num_threads())
     }
@@ -651,7 +653,11 @@ impl Backend for CpuBackend {
         match *seats {}
     }
 
-    fn seats_drew(&self, seats: &mut NoSeats, _: usize) -> Result<Vec<Drawn>> {
+    fn begin_seats(&self, seats: &mut NoSeats) -> Result<()> {
+        match *seats {}
+    }
+
+    fn seats_drew(&self, seats: &mut NoSeats, _: usize) -> Result<(Vec<Drawn>, f64)> {
         match *seats {}
     }
 

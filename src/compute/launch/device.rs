@@ -146,7 +146,6 @@ impl Shape {
         Shape { cluster, ..self }
     }
 
-    /// Number of blocks.
     fn blocks(self) -> u64 {
         u64::from(self.grid.0) * u64::from(self.grid.1) * u64::from(self.grid.2)
     }
@@ -665,7 +664,7 @@ unsafe impl Send for Mark {}
 
 impl Mark {
     /// Marks this point of the stream instead.
-    pub(super) fn again(&self) -> Result<()> {
+    pub(in crate::compute) fn again(&self) -> Result<()> {
         self.device.enter()?;
         // SAFETY: event and stream live.
         check(unsafe { sys::cuEventRecord(self.event, self.device.0.stream) }, "recording an event")

@@ -1,11 +1,11 @@
 //! Work that the device does without the host: launches recorded as a graph and launched as one, and page-locked memory
-//! to which it copies while the host goes on.
+//! that it reads and writes while the host goes on.
 
 use std::marker::PhantomData;
 
 use cudarc::driver::sys;
 
-use crate::compute::launch::device::{Device, Element, Mark, View, check};
+use crate::compute::launch::device::{Device, Element, Mark, View, ViewMut, check};
 use crate::error::Result;
 
 /// Launches that were recorded, with the arguments that they had then. What they read and write must live and stay in
@@ -52,22 +52,27 @@ impl Device {
         check(unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) }, "recording a graph")?;
         let done = work();
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
-        // SAFETY: the stream is being captured, and out-pointers live for the calls. The graph may go once there is an
-        // executable one.
-        unsafe {
-            let ended = sys::cuStreamEndCapture(self.stream(), &raw mut graph);
-            done?;
-            check(ended, "recording a graph")?;
-            let made = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
-            sys::cuGraphDestroy(graph);
-            check(made, "preparing a graph")?;
-        }
+        // SAFETY: the stream is being captured, and out-pointers live for the calls. A graph that came is given back: the
+        // executable one does not need it.
+        let (ended, made) = unsafe {
+            let ended = check(sys::cuStreamEndCapture(self.stream(), &raw mut graph), "recording a graph");
+            let mut made = Ok(());
+            if done.is_ok() && ended.is_ok() {
+                let code = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
+                made = check(code, "preparing a graph");
+            }
+            if !graph.is_null() {
+                sys::cuGraphDestroy(graph);
+            }
+            (ended, made)
+        };
+        done.and(ended).and(made)?;
         Ok(Graph { device: self.clone(), executable })
     }
 }
 
-/// Page-locked host memory that the device writes: values arrive while the host goes on.
-pub struct Arrivals<T: Element> {
+/// Page-locked host memory: values come from the device or go there while the host goes on.
+pub struct Pinned<T: Element> {
     device: Device,
     at: *mut T,
     len: usize,
@@ -75,10 +80,10 @@ pub struct Arrivals<T: Element> {
     element: PhantomData<T>,
 }
 
-// SAFETY: it owns its memory, which is read only after the device has written it.
-unsafe impl<T: Element> Send for Arrivals<T> {}
+// SAFETY: it owns its memory, which the host touches only when the device has done with it.
+unsafe impl<T: Element> Send for Pinned<T> {}
 
-impl<T: Element> Drop for Arrivals<T> {
+impl<T: Element> Drop for Pinned<T> {
     fn drop(&mut self) {
         // What is on its way lands first. Errors have been reported by the operations that caused them.
         if self.device.synchronize().is_ok() || self.device.enter().is_ok() {
@@ -88,7 +93,7 @@ impl<T: Element> Drop for Arrivals<T> {
     }
 }
 
-impl<T: Element> Arrivals<T> {
+impl<T: Element> Pinned<T> {
     /// Room for `len` values.
     ///
     /// # Errors
@@ -99,10 +104,10 @@ impl<T: Element> Arrivals<T> {
         // SAFETY: the out-pointer lives for the call.
         let code = unsafe { sys::cuMemHostAlloc(&raw mut at, (len * size_of::<T>()).max(1), 0) };
         check(code, "allocating page-locked memory")?;
-        Ok(Arrivals { device: device.clone(), at: at.cast(), len, mark: None, element: PhantomData })
+        Ok(Pinned { device: device.clone(), at: at.cast(), len, mark: None, element: PhantomData })
     }
 
-    /// Asks for the values of an array as they are after everything launched so far; [`Arrivals::wait`] gives them.
+    /// Asks for the values of an array as they are after everything launched so far; [`Pinned::wait`] gives them.
     ///
     /// # Errors
     /// When the driver fails.
@@ -113,10 +118,34 @@ impl<T: Element> Arrivals<T> {
         // SAFETY: both ranges have so many bytes; the host's lives until the stream has been waited for.
         let code = unsafe { sys::cuMemcpyDtoHAsync_v2(self.at.cast(), from.at(), bytes, self.device.stream()) };
         check(code, "copying from the device")?;
+        self.note()
+    }
+
+    /// Overwrites an array by what `fill` writes, once the values that were sent before have gone.
+    ///
+    /// # Errors
+    /// When the driver fails, or a launch before did.
+    pub fn send(&mut self, to: &mut ViewMut<'_, T>, fill: impl FnOnce(&mut [T])) -> Result<()> {
+        assert!(to.len() <= self.len, "room for {} values, not {}", self.len, to.len());
+        self.wait(0)?;
+        // SAFETY: the memory holds `len` numbers of a plain type, and the device has done with it.
+        let values = unsafe { std::slice::from_raw_parts_mut(self.at, to.len()) };
+        fill(values);
+        self.device.enter()?;
+        let (from, bytes) = (values.as_ptr().cast(), size_of_val(values));
+        // SAFETY: both ranges have so many bytes; the host's is not touched before the mark is reached.
+        let code = unsafe { sys::cuMemcpyHtoDAsync_v2(to.at(), from, bytes, self.device.stream()) };
+        check(code, "copying to the device")?;
+        self.note()
+    }
+
+    /// What was asked for so far is to be waited for.
+    fn note(&mut self) -> Result<()> {
         match &self.mark {
-            Some(mark) => mark.again(),
-            None => Ok(self.mark = Some(self.device.mark()?)),
+            Some(mark) => mark.again()?,
+            None => self.mark = Some(self.device.mark()?),
         }
+        Ok(())
     }
 
     /// The first `len` values, once they have come.
