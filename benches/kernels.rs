@@ -257,11 +257,11 @@ impl Bench {
         };
         let done = work("attention_decode, attention_merge", &[s, context], flops, bytes);
         self.measure(m, done, make, |(packed, q, (k, v), (o, ml), (out, lse))| {
-            let (packed, layer) = (packed.view(), (&k.view(), &v.view()));
+            let (work, layer) = (&plan.work(&packed.view()), (&k.view(), &v.view()));
             let parts = (&mut o.view_mut(), &mut ml.view_mut());
-            attention_decode(device, heads, (&plan, &packed), &q.view(), layer, parts)?;
+            attention_decode(device, heads, work, &q.view(), layer, parts)?;
             let parts = (&o.view(), &ml.view());
-            attention_merge(device, heads, (&plan, &packed), parts, &mut out.view_mut(), &mut lse.view_mut())
+            attention_merge(device, heads, work, parts, &mut out.view_mut(), &mut lse.view_mut())
         })
     }
 

@@ -9,11 +9,13 @@ const int STAGES = 2;
 const int MERGE_THREADS = 128;
 
 // Parts of a chunk: sequences[s] = (keys, where its pages begin in page_lists); its parts begin at
-// starts[s]; items[i] = (sequence, chunk). A unit is an item and a group.
+// starts[s]; items[i] = (sequence, chunk). A unit is an item and a group. Items past a sequence's
+// keys, or among its first shared[s] chunks (none without `shared`), are not for this kernel.
 template <int C>
 DEV void decode(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
-                const u32* starts, const u32* items, const u32* page_lists, float* part_o,
-                float* part_ml, int num_items, int num_heads, int num_kv_heads, float scale) {
+                const u32* starts, const u32* items, const u32* shared, const u32* page_lists,
+                float* part_o, float* part_ml, int num_items, int num_heads, int num_kv_heads,
+                float scale) {
   SHARED_DYNAMIC(smem);
   const int lane = threadIdx.x % 32, unit = blockIdx.x * WARPS + threadIdx.x / 32;
   if (unit >= num_items * num_kv_heads) return;
@@ -23,6 +25,8 @@ DEV void decode(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, con
   const int g = unit % num_kv_heads, group = num_heads / num_kv_heads;
   const u32 sequence = items[2 * (unit / num_kv_heads)];
   const int chunk = items[2 * (unit / num_kv_heads) + 1];
+  if (chunk * CHUNK >= (int)sequences[2 * sequence]) return;
+  if (shared && chunk < (int)shared[sequence]) return;
   u64 head_len = PAGE * C, page_len = num_kv_heads * head_len;
   Pages kv = {k_pages + g * head_len, v_pages + g * head_len,
               page_lists + sequences[2 * sequence + 1], page_len, (int)sequences[2 * sequence]};
@@ -66,43 +70,43 @@ DEV void decode(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, con
 
 KERNEL(THREADS, attention_decode_32)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
- const u32* starts, const u32* items, const u32* page_lists, float* part_o, float* part_ml,
- int num_items, int num_heads, int num_kv_heads, float scale) {
-  decode<32>(q_thc, k_pages, v_pages, sequences, starts, items, page_lists, part_o, part_ml,
+ const u32* starts, const u32* items, const u32* shared, const u32* page_lists, float* part_o,
+ float* part_ml, int num_items, int num_heads, int num_kv_heads, float scale) {
+  decode<32>(q_thc, k_pages, v_pages, sequences, starts, items, shared, page_lists, part_o, part_ml,
              num_items, num_heads, num_kv_heads, scale);
 }
 EXPORT(attention_decode_32)
 
 KERNEL(THREADS, attention_decode_64)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
- const u32* starts, const u32* items, const u32* page_lists, float* part_o, float* part_ml,
- int num_items, int num_heads, int num_kv_heads, float scale) {
-  decode<64>(q_thc, k_pages, v_pages, sequences, starts, items, page_lists, part_o, part_ml,
+ const u32* starts, const u32* items, const u32* shared, const u32* page_lists, float* part_o,
+ float* part_ml, int num_items, int num_heads, int num_kv_heads, float scale) {
+  decode<64>(q_thc, k_pages, v_pages, sequences, starts, items, shared, page_lists, part_o, part_ml,
              num_items, num_heads, num_kv_heads, scale);
 }
 EXPORT(attention_decode_64)
 
 KERNEL(THREADS, attention_decode_128)
 (const bf16* q_thc, const bf16* k_pages, const bf16* v_pages, const u32* sequences,
- const u32* starts, const u32* items, const u32* page_lists, float* part_o, float* part_ml,
- int num_items, int num_heads, int num_kv_heads, float scale) {
-  decode<128>(q_thc, k_pages, v_pages, sequences, starts, items, page_lists, part_o, part_ml,
-              num_items, num_heads, num_kv_heads, scale);
+ const u32* starts, const u32* items, const u32* shared, const u32* page_lists, float* part_o,
+ float* part_ml, int num_items, int num_heads, int num_kv_heads, float scale) {
+  decode<128>(q_thc, k_pages, v_pages, sequences, starts, items, shared, page_lists, part_o,
+              part_ml, num_items, num_heads, num_kv_heads, scale);
 }
 EXPORT(attention_decode_128)
 
 // out[S][H][C] and lse[S][H] from the parts of each sequence, in order. A thread has 4 columns of a
 // head. A sequence without keys gets zeros and minus infinity.
 KERNEL(MERGE_THREADS, attention_merge)
-(const u32* starts, const float* part_o, const float* part_ml, bf16* out_thc, float* lse_th,
- int num_heads, int c) {
+(const u32* sequences, const u32* starts, const float* part_o, const float* part_ml, bf16* out_thc,
+ float* lse_th, int num_heads, int c) {
   const u32 sequence = blockIdx.x;
   const int index = blockIdx.y * MERGE_THREADS + threadIdx.x;
   if (index >= num_heads * c / 4) return;
   const int head = index / (c / 4), column = index % (c / 4) * 4;
   Total total = {minus_infinity(), 0.0f};
   float o[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-  u32 first = starts[sequence], count = starts[sequence + 1] - first;
+  u32 first = starts[sequence], count = ceil_div(sequences[2 * sequence], CHUNK);
   for (u32 i = 0; i < count; i++) {
     u64 at = (u64)(first + (PLANTED(merge_backwards) ? count - 1 - i : i)) * num_heads + head;
     Shares shares = merge(total, part_ml[2 * at], part_ml[2 * at + 1]);

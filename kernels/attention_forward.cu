@@ -128,7 +128,8 @@ KERNEL_ALONE(THREADS, attention_forward_128)
 EXPORT(attention_forward_128)
 
 // Parts of the decoding rows of up to 64 / R sequences for a whole chunk that all of them share:
-// item[i] = (chunk, where its sequences begin in members, how many). Results as attention_decode's.
+// item[i] = (chunk, where its sequences begin in members, how many); one without sequences only
+// fills the grid. Results as attention_decode's.
 template <int C>
 DEV void shared_chunk(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages,
                       const u32* sequences, const u32* starts, const u32* items, const u32* members,
@@ -139,6 +140,7 @@ DEV void shared_chunk(const bf16* q_thc, const bf16* k_pages, const bf16* v_page
   const int g = blockIdx.y, group = num_heads / num_kv_heads;
   const u32* item = items + 3 * blockIdx.x;
   const int chunk = item[0], rows = item[2] * group;
+  if (rows == 0) return;
   members += item[1];
   u64 head_len = PAGE * C, page_len = num_kv_heads * head_len;
   Pages kv = {k_pages + g * head_len, v_pages + g * head_len,

@@ -7,7 +7,7 @@
 // of four tokens 2 i + h in order, then the lanes are added. Tiles are merged by 128 threads: each
 // takes its tiles in order, then lanes in a tree, then the 4 warps in order. So a row's numbers
 // depend on V and D alone.
-#include "prims.h"
+#include "head.h"
 
 const int THREADS = 128;
 const int WARPS = THREADS / 32;
@@ -19,27 +19,11 @@ const int STAGES = 4;
 // Bytes between the 16 rows of 64 logits that a warp has in shared memory.
 const int LOGITS_STRIDE = 288;
 
-// A row of the batch.
-struct alignas(16) HeadRow {
-  u32 row;    // Row of the hidden state.
-  u32 token;  // Target, or ~0.
-  float inv_temperature;
-  u32 greedy;             // 1: the score is the logit, without noise.
-  u32 position;           // Position of the drawn token.
-  u32 seq_low, seq_high;  // Sequence id.
-  u32 unused;
-};
-
 // Loss of a row.
 struct alignas(16) PolicyRow {
   u32 clips;  // 0: -weight logprob; 1: the clipped ratio.
   float advantage, old_logprob, low, high, weight, entropy_coef;
   u32 unused;
-};
-
-struct alignas(16) DrawnRow {
-  u32 token;
-  float logprob, entropy, log_sum;
 };
 
 struct alignas(16) PolicyReport {

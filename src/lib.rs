@@ -64,6 +64,7 @@ pub mod compute {
 
     /// An NVIDIA GPU.
     pub mod cuda;
+    pub mod cuda_batch;
 
     /// NVIDIA GPUs: the device layer, and one launcher per kernel.
     pub mod launch {
@@ -71,10 +72,12 @@ pub mod compute {
         pub mod attention_plan;
         pub mod device;
         pub mod gemm;
+        pub mod graph;
         pub mod head;
         pub mod images;
         pub mod optim;
         pub mod rows;
+        pub mod seats;
     }
 }
 

@@ -1,10 +1,13 @@
 // libcuda.so.1 over the emulator: the functions of the CUDA driver API that azr calls, so that its
 // unmodified binary runs its GPU path on a machine without a GPU. Tests only.
 //
-// Streams run their work at once, on the calling thread, unless they are being captured. Options
-// come from AZR_EMU_* variables or, for the calling thread, from azr_emu_set (emu/src/lib.rs):
+// Streams run their work on the calling thread: at once or, with DEFER, as late as a real one may:
+// when somebody waits for it. While a stream is being captured its work becomes a graph's, and what
+// a graph cannot hold (waiting, memory, pageable copies) fails and spoils the capture. Options come
+// from AZR_EMU_* variables or, for the calling thread, from azr_emu_set (emu/src/lib.rs):
 //   CC (90) compute capability, SMS (3), MEMORY (bytes), DRIVER (12080), NO_DEVICE,
 //   ORDER, LANDING, SEED, RACE, ARITHMETIC, WORKERS (runtime.h: Options),
+//   DEFER: streams put their work off;
 //   SKIP: no kernel runs and memory is plain and zero, so that only the host's own work takes time.
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,8 +15,10 @@
 
 #include <algorithm>
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <memory>
+#include <map>
 #include <mutex>
 #include <string>
 #include <unordered_map>
@@ -34,8 +39,12 @@ enum {
   INVALID_DEVICE = 101,
   INVALID_IMAGE = 200,
   INVALID_HANDLE = 400,
+  ILLEGAL_STATE = 401,
   NOT_FOUND = 500,
+  NOT_READY = 600,
   LAUNCH_FAILED = 719,
+  CAPTURE_UNSUPPORTED = 900,
+  CAPTURE_INVALIDATED = 901,
 };
 
 typedef std::function<int()> Job;
@@ -45,9 +54,13 @@ struct Graph {
 };
 struct Stream {
   std::unique_ptr<Graph> capture;
+  bool spoilt = false;      // The capture.
+  std::deque<Job> waiting;  // Work that is put off.
 };
 struct Event {
   std::chrono::steady_clock::time_point time;
+  Stream* stream = nullptr;
+  u64 recorded = 0, reached = 0;
 };
 struct Module {
   std::string image;
@@ -136,15 +149,43 @@ API azr_emu_take_stats(Stats* stats) {
   return 0;
 }
 
+static Stream& of(Stream* stream) { return stream ? *stream : state().default_stream; }
+
 static int run(Stream* stream, Job job) {
-  Stream& s = stream ? *stream : state().default_stream;
+  Stream& s = of(stream);
   if (s.capture) {
+    if (s.spoilt) return CAPTURE_INVALIDATED;
     s.capture->jobs.push_back(std::move(job));
     return SUCCESS;
   }
   if (state().sticky) return state().sticky;
-  return job();
+  static const bool defer = variable("DEFER", 0);
+  if (!defer) return job();
+  s.waiting.push_back(std::move(job));
+  return SUCCESS;
 }
+
+// Runs what a stream has put off, or as much of it as `enough` asks for.
+static int catch_up(Stream* stream, const std::function<bool()>& enough = nullptr) {
+  Stream& s = of(stream);
+  while (!s.waiting.empty() && !(enough && enough())) {
+    Job job = std::move(s.waiting.front());
+    s.waiting.pop_front();
+    int error = state().sticky ? state().sticky : job();
+    if (error) return state().sticky = error;
+  }
+  return state().sticky;
+}
+
+// What a capture does not allow: an error for the call, and for the end of the capture.
+static bool spoils(Stream* stream) {
+  Stream& s = of(stream);
+  if (s.capture) s.spoilt = true;
+  return s.spoilt;
+}
+// The stream that this thread captures, which also forbids calls that name no stream.
+static thread_local Stream* capturing;
+static bool spoils_any() { return capturing && spoils(capturing); }
 
 // ---- Driver, device, context
 
@@ -223,7 +264,7 @@ API cuCtxGetCurrent(void** context) {
   *context = (void*)1;
   return SUCCESS;
 }
-API cuCtxSynchronize() { return state().sticky; }
+API cuCtxSynchronize() { return spoils_any() ? (int)CAPTURE_UNSUPPORTED : state().sticky; }
 
 API cuGetErrorName(int error, const char** name) {
   switch (error) {
@@ -259,6 +300,7 @@ API cuGetErrorString(int error, const char** text) {
 
 // A cubin, PTX, or "STUB": kernels that are compiled in, whatever the image.
 API cuModuleLoadData(Module** module, const char* image) {
+  if (spoils_any()) return CAPTURE_UNSUPPORTED;
   bool elf = memcmp(image, "\177ELF", 4) == 0;
   std::string bytes;
   if (elf) {
@@ -327,11 +369,17 @@ API cuStreamCreate(Stream** stream, u32) {
 }
 API cuStreamCreateWithPriority(Stream** stream, u32, int) { return cuStreamCreate(stream, 0); }
 API cuStreamDestroy_v2(Stream* stream) {
+  catch_up(stream);
   delete stream;
   return SUCCESS;
 }
-API cuStreamSynchronize(Stream*) { return state().sticky; }
-API cuStreamQuery(Stream*) { return state().sticky; }
+API cuStreamSynchronize(Stream* stream) {
+  return spoils(stream) ? (int)CAPTURE_UNSUPPORTED : catch_up(stream);
+}
+API cuStreamQuery(Stream* stream) {
+  if (spoils(stream)) return CAPTURE_UNSUPPORTED;
+  return of(stream).waiting.empty() ? state().sticky : (int)NOT_READY;
+}
 API cuStreamWaitEvent(Stream*, Event*, u32) { return SUCCESS; }
 API cuEventCreate(Event** event, u32) {
   *event = new Event;
@@ -342,14 +390,24 @@ API cuEventDestroy_v2(Event* event) {
   return SUCCESS;
 }
 API cuEventRecord(Event* event, Stream* stream) {
+  u64 number = ++event->recorded;
+  event->stream = stream;
   return run(stream, [=] {
     event->time = std::chrono::steady_clock::now();
+    event->reached = number;
     return SUCCESS;
   });
 }
-API cuEventSynchronize(Event*) { return state().sticky; }
-API cuEventQuery(Event*) { return state().sticky; }
+API cuEventSynchronize(Event* event) {
+  if (event->stream && spoils(event->stream)) return CAPTURE_UNSUPPORTED;
+  u64 number = event->recorded;
+  return catch_up(event->stream, [=] { return event->reached >= number; });
+}
+API cuEventQuery(Event* event) {
+  return event->reached < event->recorded ? (int)NOT_READY : state().sticky;
+}
 API cuEventElapsedTime(float* ms, Event* from, Event* to) {
+  if (from->reached < from->recorded || to->reached < to->recorded) return NOT_READY;
   *ms = std::chrono::duration<float, std::milli>(to->time - from->time).count();
   return SUCCESS;
 }
@@ -388,6 +446,7 @@ struct PlainPool {
 static PlainPool plain_pool;
 
 API cuMemAlloc_v2(u64* p, size_t bytes) {
+  if (spoils_any()) return CAPTURE_UNSUPPORTED;
   std::lock_guard<std::mutex> lock(memory_mutex);
   if (skip_kernels()) return (*p = plain_pool.take(bytes)) ? SUCCESS : OUT_OF_MEMORY;
   if (bytes == 0) return INVALID_VALUE;
@@ -414,18 +473,41 @@ API cuDeviceGetDefaultMemPool(void** pool, int) {
 API cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
   return pool == &memory_used && attribute == 4 && *(u64*)value > 0 ? SUCCESS : INVALID_VALUE;
 }
-API cuMemAllocAsync(u64* p, size_t bytes, Stream*) { return cuMemAlloc_v2(p, bytes); }
-API cuMemFreeAsync(u64 p, Stream*) { return cuMemFree_v2(p); }
+API cuMemAllocAsync(u64* p, size_t bytes, Stream* stream) {
+  int error = cuMemAlloc_v2(p, bytes);
+  if (error != OUT_OF_MEMORY || of(stream).waiting.empty()) return error;
+  if (int failed = catch_up(stream)) return failed;  // What is to be freed first.
+  return cuMemAlloc_v2(p, bytes);
+}
+API cuMemFreeAsync(u64 p, Stream* stream) {
+  if (spoils(stream)) return CAPTURE_UNSUPPORTED;
+  return run(stream, [=] { return cuMemFree_v2(p); });
+}
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
   *total = total_memory();
   *free = *total - memory_used;
   return SUCCESS;
 }
+// Page-locked memory, by its address.
+static std::map<u64, u64> pinned;
+
+static bool is_pinned(const void* p) {
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  auto after = pinned.upper_bound((u64)p);
+  return after != pinned.begin() && (u64)p < std::prev(after)->first + std::prev(after)->second;
+}
+
 API cuMemHostAlloc(void** p, size_t bytes, u32) {
+  if (spoils_any()) return CAPTURE_UNSUPPORTED;
+  std::lock_guard<std::mutex> lock(memory_mutex);
   *p = aligned_alloc(4096, (bytes + 4095) & ~4095ull);
-  return *p ? SUCCESS : OUT_OF_MEMORY;
+  if (!*p) return OUT_OF_MEMORY;
+  pinned[(u64)*p] = bytes;
+  return SUCCESS;
 }
 API cuMemFreeHost(void* p) {
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  if (pinned.erase((u64)p) == 0) return INVALID_VALUE;
   free(p);
   return SUCCESS;
 }
@@ -437,19 +519,28 @@ static bool inside(u64 p, u64 bytes) {
   return bytes == 0 || (a && p + bytes <= a->base + a->bytes);
 }
 
+// Pageable memory is read at once; page-locked memory when the copy's turn comes.
 API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t bytes, Stream* stream) {
+  bool late = is_pinned(from);
+  if (!late && spoils(stream)) return CAPTURE_UNSUPPORTED;
+  auto kept = std::make_shared<std::string>();
+  if (!late) kept->assign((const char*)from, bytes);
   return run(stream, [=] {
     if (!inside(to, bytes)) return INVALID_VALUE;
-    memcpy((void*)to, from, bytes);
+    memcpy((void*)to, late ? from : kept->data(), bytes);
     return SUCCESS;
   });
 }
+// A copy to pageable memory is waited for.
 API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t bytes, Stream* stream) {
-  return run(stream, [=] {
+  bool late = is_pinned(to);
+  if (!late && spoils(stream)) return CAPTURE_UNSUPPORTED;
+  int error = run(stream, [=] {
     if (!inside(from, bytes)) return INVALID_VALUE;
     memcpy(to, (void*)from, bytes);
     return SUCCESS;
   });
+  return error || late ? error : catch_up(stream);
 }
 API cuMemcpyDtoDAsync_v2(u64 to, u64 from, size_t bytes, Stream* stream) {
   return run(stream, [=] {
@@ -481,26 +572,42 @@ API cuMemsetD32Async(u64 p, u32 value, size_t count, Stream* stream) {
 
 // ---- Graphs
 
-API cuStreamBeginCapture_v2(Stream* stream, int) {
+API cuStreamBeginCapture_v2(Stream* stream, int mode) {
+  if (!stream || mode < 0 || mode > 2) return INVALID_VALUE;
+  if (stream->capture) return ILLEGAL_STATE;
   stream->capture.reset(new Graph);
+  if (mode != 2) capturing = stream;  // 2: relaxed.
   return SUCCESS;
 }
 API cuStreamEndCapture(Stream* stream, Graph** graph) {
-  *graph = stream->capture.release();
+  *graph = nullptr;
+  if (!stream->capture) return ILLEGAL_STATE;
+  capturing = nullptr;
+  std::unique_ptr<Graph> done = std::move(stream->capture);
+  bool spoilt = stream->spoilt;
+  stream->spoilt = false;
+  if (spoilt) return CAPTURE_INVALIDATED;
+  *graph = done.release();
   return SUCCESS;
 }
 API cuStreamIsCapturing(Stream* stream, int* status) {
-  *status = stream && stream->capture ? 1 : 0;
+  *status = stream && stream->capture ? (stream->spoilt ? 2 : 1) : 0;
   return SUCCESS;
 }
-API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, u64) {
+API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, u64 flags) {
+  if (!graph || flags) return INVALID_VALUE;
   *executable = new Graph(*graph);
   return SUCCESS;
 }
 API cuGraphUpload(Graph*, Stream*) { return SUCCESS; }
+// The work outlives the graph when that is destroyed before the work is done.
 API cuGraphLaunch(Graph* graph, Stream* stream) {
+  if (!graph) return INVALID_VALUE;
+  if (spoils(stream)) return CAPTURE_UNSUPPORTED;
+  if (skip_kernels()) return SUCCESS;
+  auto jobs = std::make_shared<std::vector<Job>>(graph->jobs);
   return run(stream, [=] {
-    for (Job& job : graph->jobs) {
+    for (Job& job : *jobs) {
       if (int error = job()) return error;
     }
     return (int)SUCCESS;

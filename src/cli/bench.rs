@@ -14,13 +14,14 @@ use crate::cli::exec_bench;
 use crate::cli::plan;
 use crate::cli::train::gpu;
 use crate::compute::cpu::backend::CpuBackend;
-use crate::compute::ops::{Backend, Draw, HeadLoss, MomentPrecision, PAGE, Weight};
+use crate::compute::ops::{Backend, HeadLoss, MomentPrecision, Weight};
 use crate::error::Result;
-use crate::model::forward::{Decoder, SeqRows};
+use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
 use crate::model::plan::{Gpu, PAPER, StepShape, decode_s, training_flops};
 use crate::pipeline::config::{ExecutorConfig, cores};
 use crate::rollout::engine::{Engine, SampleRequest};
+use crate::rollout::scheduler::Limits;
 use crate::train::loss::{TokenTarget, TrainSeq};
 use crate::train::optim::{OptimConfig, Trainer};
 use crate::weights::model_files::ModelFiles;
@@ -28,8 +29,10 @@ use crate::weights::spec::ModelSpec;
 
 /// Random numbers that weights are made of, over and over.
 const POOL: usize = 1 << 20;
-/// Rows that are run at once to fill a context.
+/// Rows that are run at once to fill contexts.
 const FILL_ROWS: usize = 4096;
+/// Steps before those that are timed: a GPU records graphs in them.
+const WARM_STEPS: usize = 4;
 /// Spread of lengths: the standard deviation of their logarithm.
 const LENGTH_SPREAD: f64 = 0.6;
 
@@ -237,15 +240,18 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
             vec![(batch, context)]
         };
         let steps = self.args.steps;
-        let decoder = self.decoder(context + steps + 2, false)?;
+        let longest = points.iter().map(|(b, c)| c + Self::fill_steps(*b, *c)).max().unwrap_or(0);
+        let decoder = self.decoder(longest + steps + WARM_STEPS + 2, false)?;
         for (batch, context) in points {
-            let (seconds, fill_s) = self.decode_point(&decoder, batch, context, steps)?;
+            let [seconds, host_s, fill_s] = self.decode_point(&decoder, batch, context, steps)?;
             let machine = Gpu { bandwidth: self.machine.bandwidth * 2.0 / self.sizes.element_bytes, ..self.machine };
-            let roofline = decode_s(&self.spec, batch, context + steps / 2, &machine);
+            let mean = context + (Self::fill_steps(batch, context) + steps) / 2;
+            let roofline = decode_s(&self.spec, batch, mean, &machine);
             results.push(json!({
                 "name": format!("decode, batch {batch}, context {context}"),
                 "tokens_per_s": batch as f64 / seconds,
                 "step_ms": 1e3 * seconds,
+                "host_us_per_step": 1e6 * host_s,
                 "roofline_tokens_per_s": batch as f64 / roofline,
                 "share_of_roofline": roofline / seconds,
                 "prefill_tokens_per_s": (batch * context) as f64 / fill_s,
@@ -254,35 +260,38 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         Ok(())
     }
 
-    /// Seconds of a decoding step, and of filling the contexts before.
-    fn decode_point(&self, decoder: &Decoder<B>, batch: usize, context: usize, steps: usize) -> Result<(f64, f64)> {
-        let pages = (context + steps + 1).div_ceil(PAGE) + 1;
-        let tables: Vec<Vec<u32>> =
-            (0..batch).map(|i| (i * pages..(i + 1) * pages).map(|p| p as u32).collect()).collect();
-        let mut kv = decoder.new_kv(batch * pages)?;
-        let prompt = self.tokens(context, 0);
+    /// Steps in which the contexts are filled: rows of prompts beside those that decode already.
+    fn fill_steps(batch: usize, context: usize) -> usize {
+        (batch * context).div_ceil(FILL_ROWS - batch.min(FILL_ROWS / 2)) + 4
+    }
+
+    /// Seconds of a decoding step, those in which the host worked, and those of filling the contexts before.
+    fn decode_point(&self, decoder: &Decoder<B>, batch: usize, context: usize, steps: usize) -> Result<[f64; 3]> {
+        let max_new = Self::fill_steps(batch, context) + steps + WARM_STEPS + 2;
+        let limits = Limits { max_rows: FILL_ROWS, ..Engine::<B>::limits(batch, context + max_new, 0) };
+        let mut engine = Engine::new(decoder, limits, 1)?;
         let start = Instant::now();
-        for table in &tables {
-            for (i, tokens) in prompt.chunks(FILL_ROWS).enumerate() {
-                decoder.step(&mut kv, &[SeqRows { tokens, pos0: i * FILL_ROWS, pages: table, draw: None }], 1)?;
-            }
+        for i in 0..batch {
+            let (prompt, stop) = (self.tokens(context, i as u32).into(), Arc::new([]));
+            let id = i as u64;
+            engine.submit(SampleRequest { id, prompt, max_new, stop, temperature: 1.0, top_p: 1.0, top_k: 0 })?;
+        }
+        while engine.num_running() < batch {
+            engine.step(decoder)?;
         }
         self.b.finish()?;
         let fill_s = start.elapsed().as_secs_f64();
-        let (mut last, mut pos) = (self.tokens(batch, 1), context);
-        let mut step = || {
-            let draw = |i: usize| Draw { seq: i as u64, temperature: 1.0, top_p: 1.0, top_k: 0 };
-            let rows: Vec<SeqRows<'_>> = tables
-                .iter()
-                .enumerate()
-                .map(|(i, pages)| SeqRows { tokens: &last[i..=i], pos0: pos, pages, draw: Some(draw(i)) })
-                .collect();
-            let drawn = decoder.step(&mut kv, &rows, 1)?;
-            last = drawn.into_iter().map(|d| d.expect("every row draws").token).collect();
-            pos += 1;
-            Ok(())
-        };
-        Ok((self.time(steps, &mut step)?, fill_s))
+        for _ in 0..WARM_STEPS {
+            engine.step(decoder)?;
+        }
+        self.b.finish()?;
+        let (start, waited_s) = (Instant::now(), engine.waited_s());
+        for _ in 0..steps {
+            engine.step(decoder)?;
+        }
+        let host_s = start.elapsed().as_secs_f64() - (engine.waited_s() - waited_s);
+        self.b.finish()?;
+        Ok([start.elapsed().as_secs_f64() / steps as f64, host_s / steps as f64, fill_s])
     }
 
     fn optim(&self) -> OptimConfig {

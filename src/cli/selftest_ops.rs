@@ -107,7 +107,8 @@ pub fn rows<B: Backend>(b: &B, round: Round) -> Result<Values> {
     let tokens: Vec<u32> = (0..t).map(|_| rng.below(v) as u32).collect();
     let pages: Vec<u32> = (0..t.div_ceil(PAGE) as u32).collect();
     let batch = b.batch(round.heads(), &tokens, &[Span { row: 0, len: t, pos: 0, pages: &pages }])?;
-    let x = b.embed(&batch, &b.param(&round.random(4, v * d))?, d)?;
+    let mut x = b.act(t * d)?;
+    b.embed(&batch, &b.param(&round.random(4, v * d))?, d, &mut x)?;
     let (w, dy) = (b.param(&round.random(5, d))?, b.upload(&round.random(6, t * d))?);
     let (mut y, mut rstd, mut dx, mut dw) = (b.act(t * d)?, b.scratch(t)?, b.act(t * d)?, b.zeros(d)?);
     b.rmsnorm(&x, &w, 1e-5, &mut y, &mut rstd)?;

@@ -3,16 +3,18 @@
 //!
 //! Nothing waits for the GPU but what gives values to the host: draws, reports, norms, downloads.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
 use crate::compute::cpu::gemm::Isa;
 use crate::compute::cpu::head::draw as draw_on_host;
+use crate::compute::cuda_batch::{CudaBatch, CudaSeats, Decode, Given, locked};
 use crate::compute::launch::attention::{
     self, Angles as LaunchAngles, DecodePlan, DecodeSeq, HeadNorms, RopePlan, Saved, SpanPlan,
 };
 use crate::compute::launch::device::{Buf, Device};
+use crate::compute::launch::graph::Pinned;
 use crate::compute::launch::head::{
     DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, head_draw, head_forward, head_gradient,
     head_logits, head_policy,
@@ -21,9 +23,11 @@ use crate::compute::launch::optim::{
     ClipState, Parameter, Rounding, adamw_bf16, adamw_f32, clip_factor, join_master, norm_blocks, norm_partials,
     split_master,
 };
+use crate::compute::launch::seats::padded_rows;
 use crate::compute::launch::{gemm, rows};
 use crate::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Span, Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Seat, Span,
+    Weight,
 };
 use crate::error::{Error, Result};
 
@@ -38,6 +42,28 @@ const CHUNK_UNIT: usize = 128;
 #[derive(Clone)]
 pub struct CudaBackend {
     device: Device,
+    graphs: bool,
+    blocks: Arc<Mutex<Blocks>>,
+}
+
+/// Elements of a block that weights are uploaded by.
+const BLOCK: usize = 1 << 22;
+
+/// Page-locked memory that weights go through: one block is filled while the other is copied.
+#[derive(Default)]
+struct Blocks {
+    both: Vec<(Pinned<bf16>, Pinned<u16>)>,
+    next: usize,
+}
+
+impl Blocks {
+    fn take(&mut self, device: &Device) -> Result<&mut (Pinned<bf16>, Pinned<u16>)> {
+        while self.both.len() < 2 {
+            self.both.push((Pinned::new(device, BLOCK)?, Pinned::new(device, BLOCK)?));
+        }
+        self.next = 1 - self.next;
+        Ok(&mut self.both[self.next])
+    }
 }
 
 /// A weight: what products read, and the rest of its f32 master.
@@ -66,28 +92,8 @@ pub struct CudaKv {
     page_len: usize,
 }
 
-/// A batch on the device. Sequences that decode one token come first; the others follow.
-pub struct CudaBatch {
-    tokens: Vec<u32>,
-    token_ids: Buf<u32>,
-    positions: Buf<u32>,
-    slots: Buf<u32>,
-    decode: Option<Decode>,
-    spans: Option<(SpanPlan, Buf<u32>)>,
-}
-
-struct Decode {
-    plan: DecodePlan,
-    packed: Buf<u32>,
-    parts: Mutex<(Buf<f32>, Buf<f32>)>,
-}
-
 /// Reports on the device.
 pub struct CudaReports(Buf<PolicyReport>);
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 impl CudaBackend {
     /// The first GPU, with this build's kernels.
@@ -100,7 +106,13 @@ impl CudaBackend {
 
     /// A GPU that was opened already.
     pub fn on(device: Device) -> Self {
-        CudaBackend { device }
+        CudaBackend { device, graphs: true, blocks: Arc::default() }
+    }
+
+    /// The same GPU, launching every kernel of a step by itself: what graphs are compared with.
+    #[must_use]
+    pub fn without_graphs(self) -> Self {
+        CudaBackend { graphs: false, ..self }
     }
 
     /// The GPU.
@@ -156,7 +168,7 @@ fn head_norms<'a>(norms: Norms<'a, CudaParam>) -> HeadNorms<'a> {
 }
 
 fn launch_angles<'a>(angles: &'a Angles<Buf<f32>>, batch: &'a CudaBatch) -> LaunchAngles<'a> {
-    LaunchAngles { cos: angles.cos.view(), sin: angles.sin.view(), positions: batch.positions.view() }
+    LaunchAngles { cos: angles.cos.view(), sin: angles.sin.view(), positions: batch.positions() }
 }
 
 impl Backend for CudaBackend {
@@ -169,6 +181,10 @@ impl Backend for CudaBackend {
     type Batch = CudaBatch;
     type Reports = CudaReports;
     type Clip = Buf<ClipState>;
+    type Seats = CudaSeats;
+
+    /// A product of so many rows keeps a GPU busy.
+    const MAX_ROWS: usize = 4096;
 
     fn describe(&self) -> String {
         let (major, minor) = self.device.capability();
@@ -253,8 +269,19 @@ impl Backend for CudaBackend {
     }
 
     fn param(&self, values: &[f32]) -> Result<CudaParam> {
-        let (weight, tail): (Vec<bf16>, Vec<u16>) = values.iter().copied().map(split_master).unzip();
-        Ok(CudaParam { weight: self.device.upload(&weight)?, tail: self.device.upload(&tail)? })
+        let (mut weight, mut tail) = (self.device.alloc(values.len())?, self.device.alloc(values.len())?);
+        let mut blocks = locked(&self.blocks);
+        for (i, piece) in values.chunks(BLOCK).enumerate() {
+            let (weights, tails) = blocks.take(&self.device)?;
+            let (from, parts) = (i * BLOCK, || piece.iter().copied().map(split_master));
+            weights.send(&mut weight.view_mut().part(from, piece.len()), |to| {
+                to.iter_mut().zip(parts()).for_each(|(to, (w, _))| *to = w);
+            })?;
+            tails.send(&mut tail.view_mut().part(from, piece.len()), |to| {
+                to.iter_mut().zip(parts()).for_each(|(to, (_, t))| *to = t);
+            })?;
+        }
+        Ok(CudaParam { weight, tail })
     }
 
     fn master(&self, param: &CudaParam) -> Result<Vec<f32>> {
@@ -356,25 +383,22 @@ impl Backend for CudaBackend {
             let plan = SpanPlan::new(heads, others);
             Some((self.device.upload(&plan.packed())?, plan)).map(|(packed, plan)| (plan, packed))
         };
-        Ok(CudaBatch {
+        Ok(CudaBatch::Given(Given {
             tokens: tokens.to_vec(),
             token_ids: self.device.upload(tokens)?,
             positions: self.device.upload(&rope.positions)?,
             slots: self.device.upload(&rope.slots)?,
             decode,
             spans,
-        })
+        }))
     }
 
-    fn embed(&self, batch: &CudaBatch, table_vd: &CudaParam, d: usize) -> Result<Buf<bf16>> {
-        let mut x = self.device.alloc(batch.tokens.len() * d)?;
-        let (tokens, table) = (batch.token_ids.view(), table_vd.weight.view());
-        rows::embed_forward(&self.device, &tokens, &table, d, &mut x.view_mut())?;
-        Ok(x)
+    fn embed(&self, batch: &CudaBatch, table_vd: &CudaParam, d: usize, x_td: &mut Buf<bf16>) -> Result<()> {
+        rows::embed_forward(&self.device, &batch.token_ids(), &table_vd.weight.view(), d, &mut x_td.view_mut())
     }
 
     fn embed_backward(&self, batch: &CudaBatch, dx_td: &Buf<bf16>, d: usize, dtable_vd: &mut Buf<f32>) -> Result<()> {
-        let plan = rows::EmbedPlan::new(&batch.tokens);
+        let plan = rows::EmbedPlan::new(&batch.given().tokens);
         let packed = self.device.upload(&plan.packed())?;
         let dx = dx_td.view();
         rows::embed_backward(&self.device, &packed.view(), plan.ids.len(), &dx, d, &mut dtable_vd.view_mut())
@@ -417,7 +441,7 @@ impl Backend for CudaBackend {
         kv: LayerKv<'_, CudaKv>,
         q_thc: &mut Buf<bf16>,
     ) -> Result<()> {
-        let (angles, slots) = (launch_angles(angles, batch), batch.slots.view());
+        let (angles, slots) = (launch_angles(angles, batch), batch.slots());
         let mut layer = locked(&kv.kv.layers[kv.layer]);
         let (keys, values) = &mut *layer;
         let (mut keys, mut values) = (keys.view_mut(), values.view_mut());
@@ -437,7 +461,7 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         let nothing = self.device.alloc::<bf16>(0)?;
         let raw = raw_tq.unwrap_or(&nothing).view();
-        let len = if norms.is_some() { attention::rope_scratch(batch.tokens.len(), heads) } else { 0 };
+        let len = if norms.is_some() { attention::rope_scratch(batch.positions().len(), heads) } else { 0 };
         let mut partial = self.device.alloc::<f32>(len)?;
         let (angles, norms, mut sums) = (launch_angles(angles, batch), head_norms(norms), partial.view_mut());
         attention::rope_backward(&self.device, heads, &mut dqkv_tq.view_mut(), &raw, angles, norms, &mut sums)?;
@@ -477,9 +501,9 @@ impl Backend for CudaBackend {
         let layer = locked(&kv.kv.layers[kv.layer]);
         let (keys, values) = (layer.0.view(), layer.1.view());
         let (layer, device) = ((&keys, &values), &self.device);
-        if let Some(Decode { plan, packed, parts }) = &batch.decode {
-            let (count, hc) = (plan.sequences.len(), heads.num_heads * heads.head_dim);
-            let (work, q) = ((plan, &packed.view()), q_thc.view().part(0, count * hc));
+        if let Some((work, parts)) = batch.decode() {
+            let (count, hc) = (work.sequences.len() / 2, heads.num_heads * heads.head_dim);
+            let (work, q) = (&work, q_thc.view().part(0, count * hc));
             let mut parts = locked(parts);
             let (outputs, sums) = &mut *parts;
             let (mut o, mut ml) = (outputs.view_mut(), sums.view_mut());
@@ -489,8 +513,8 @@ impl Backend for CudaBackend {
             let (mut out, mut lse) = (out.part(0, count * hc), lse.part(0, count * heads.num_heads));
             attention::attention_merge(device, heads, work, (&o.as_view(), &ml.as_view()), &mut out, &mut lse)?;
         }
-        if let Some((plan, packed)) = &batch.spans {
-            let (work, q) = ((plan, &packed.view()), q_thc.view());
+        if let Some((plan, packed)) = batch.spans() {
+            let (work, q) = ((plan, &packed), q_thc.view());
             attention::attention_forward(
                 device,
                 heads,
@@ -515,11 +539,11 @@ impl Backend for CudaBackend {
         batch: &CudaBatch,
         dqkv_tq: &mut Buf<bf16>,
     ) -> Result<()> {
-        assert!(batch.decode.is_none(), "the backward pass takes whole sequences");
-        let Some((plan, packed)) = &batch.spans else { return Ok(()) };
+        assert!(batch.decode().is_none(), "the backward pass takes whole sequences");
+        let Some((plan, packed)) = batch.spans() else { return Ok(()) };
         let layer = locked(&kv.kv.layers[kv.layer]);
         let (keys, values) = (layer.0.view(), layer.1.view());
-        let (layer, device, work) = ((&keys, &values), &self.device, (plan, &packed.view()));
+        let (layer, device, work) = ((&keys, &values), &self.device, (plan, &packed));
         let mut delta = device.alloc(lse_th.len())?;
         let dout_thc = dout_thc.view();
         attention::attention_delta(device, heads, &out_thc.view(), &dout_thc, &mut delta.view_mut())?;
@@ -548,6 +572,42 @@ impl Backend for CudaBackend {
         let mut drawn = self.device.alloc::<DrawnRow>(rows.len())?;
         head_draw(&self.device, &scratch, &mut drawn.view_mut())?;
         Ok(self.device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
+    }
+
+    fn seats(&self, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Option<CudaSeats>> {
+        CudaSeats::new(&self.device, heads, v, capacity, max_tokens).map(Some)
+    }
+
+    fn take_seats(&self, seats: &mut CudaSeats, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> Result<()> {
+        seats.take(&self.device, new, prefixes)
+    }
+
+    fn seat_rows(&self, _: &CudaSeats, count: usize) -> usize {
+        padded_rows(count)
+    }
+
+    fn step_seats<'x>(
+        &self,
+        seats: &mut CudaSeats,
+        extent: (usize, usize),
+        head: Weight<'_, CudaParam, CudaLinear>,
+        seed: u64,
+        hidden: impl FnOnce(&CudaBatch) -> Result<&'x Buf<bf16>>,
+    ) -> Result<()> {
+        let (device, w_vd, d) = (&self.device, head.param.weight.view(), head.layout.k);
+        seats.step(device, self.graphs, seed, extent, |batch, rows, scratch, drawn| {
+            let x_td = hidden(batch)?.view();
+            head_forward(device, &HeadInput { x_td, rows, w_vd, d }, seed, scratch)?;
+            head_draw(device, scratch, drawn)
+        })
+    }
+
+    fn begin_seats(&self, seats: &mut CudaSeats) -> Result<()> {
+        seats.begin(&self.device)
+    }
+
+    fn seats_drew(&self, seats: &mut CudaSeats, count: usize) -> Result<(Vec<Drawn>, f64)> {
+        seats.drew(count)
     }
 
     fn logits(&self, x_td: &Buf<bf16>, d: usize, head: Weight<'_, CudaParam, CudaLinear>) -> Result<Vec<f32>> {

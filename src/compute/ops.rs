@@ -75,6 +75,25 @@ pub struct Drawn {
     pub entropy: f32,
 }
 
+/// A sequence that sits down to decode on the device.
+#[derive(Debug, Clone, Copy)]
+pub struct Seat<'a> {
+    /// The seat; its row of the batch.
+    pub seat: usize,
+    /// The newest token.
+    pub token: u32,
+    /// Its position.
+    pub pos: usize,
+    /// How to draw: without top-k and top-p.
+    pub draw: Draw,
+    /// Tokens after which it ends.
+    pub stop: &'a [u32],
+    /// Tokens that may still be drawn.
+    pub left: usize,
+    /// Its page table, for the longest course.
+    pub pages: &'a [u32],
+}
+
 /// Rows of one sequence in a batch, as attention sees them.
 #[derive(Debug, Clone, Copy)]
 pub struct Span<'a> {
@@ -231,6 +250,11 @@ pub trait Backend: Sized + Send + Sync {
     type Reports: Send;
     /// Norm and clip factor of a gradient.
     type Clip: Send + Sync;
+    /// Seats of sequences that decode without the host between their steps.
+    type Seats: Send;
+
+    /// Most rows of a rollout's step: prompts come in pieces of so many.
+    const MAX_ROWS: usize;
 
     /// What the device is, for people.
     fn describe(&self) -> String;
@@ -320,7 +344,7 @@ pub trait Backend: Sized + Send + Sync {
     /// A batch of tokens; the spans' rows follow one another and cover it.
     fn batch(&self, heads: Heads, tokens: &[u32], spans: &[Span<'_>]) -> Result<Self::Batch>;
     /// The batch's rows of the embedding.
-    fn embed(&self, batch: &Self::Batch, table_vd: &Self::Param, d: usize) -> Result<Self::Act>;
+    fn embed(&self, batch: &Self::Batch, table_vd: &Self::Param, d: usize, x_td: &mut Self::Act) -> Result<()>;
     /// Adds rows of `dx` to the rows of the embedding's gradient, in token order.
     fn embed_backward(&self, batch: &Self::Batch, dx_td: &Self::Act, d: usize, dtable_vd: &mut Self::Buf)
     -> Result<()>;
@@ -404,6 +428,33 @@ pub trait Backend: Sized + Send + Sync {
         draws: &[(usize, Draw, u32)],
         seed: u64,
     ) -> Result<Vec<Drawn>>;
+    /// At least `capacity` empty seats for sequences of at most `max_tokens` in a vocabulary of `v`, or none where every
+    /// step goes through the host.
+    fn seats(&self, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Option<Self::Seats>>;
+    /// Seats sequences in empty seats. `prefixes` are all seats that are taken, the new ones among them, with the whole
+    /// pages that they share with others.
+    fn take_seats(&self, seats: &mut Self::Seats, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> Result<()>;
+    /// Rows of the batch of a step of the first `count` seats.
+    fn seat_rows(&self, seats: &Self::Seats, count: usize) -> usize;
+    /// Notes that what is launched from here on belongs to the next step.
+    fn begin_seats(&self, seats: &mut Self::Seats) -> Result<()>;
+    /// Launches a step of `extent`: the first so many seats, none with more than so many keys. Each draws a token from its row of
+    /// what `hidden` leaves, and moves on to it or, when that ends it, leaves its seat empty. `hidden` may be recorded to
+    /// be launched again whenever rows and keys are about as many: what it works on stays where it is, and it neither
+    /// allocates nor waits.
+    fn step_seats<'x>(
+        &self,
+        seats: &mut Self::Seats,
+        extent: (usize, usize),
+        head: WeightOf<'_, Self>,
+        seed: u64,
+        hidden: impl FnOnce(&Self::Batch) -> Result<&'x Self::Act>,
+    ) -> Result<()>
+    where
+        Self: 'x;
+    /// What the first `count` seats drew in the earliest step whose draws were not asked for (of at most two), and the
+    /// seconds in which the device waited for that step after the one before.
+    fn seats_drew(&self, seats: &mut Self::Seats, count: usize) -> Result<(Vec<Drawn>, f64)>;
     /// Logits of all rows, `[T][V]`.
     fn logits(&self, x_td: &Self::Act, d: usize, head: WeightOf<'_, Self>) -> Result<Vec<f32>>;
     /// Log-probability, entropy and loss of response tokens without ever holding all logits. With `grads`, also writes

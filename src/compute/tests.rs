@@ -140,7 +140,9 @@ impl<B: Backend> Case<'_, B> {
         let (b, tokens, v, d) = (self.b, [3u32, 0, 3, 3, 5], 7, 5 * self.unit);
         let (table, dx) = (self.random(1, v * d), self.random(2, tokens.len() * d));
         let batch = b.batch(self.heads, &tokens, &[Span { row: 0, len: 5, pos: 0, pages: &[0] }])?;
-        let x = b.values(&b.embed(&batch, &b.param(&table)?, d)?)?;
+        let mut x = b.act(tokens.len() * d)?;
+        b.embed(&batch, &b.param(&table)?, d, &mut x)?;
+        let x = b.values(&x)?;
         let rows: Vec<f32> = tokens.iter().flat_map(|t| &table[*t as usize * d..][..d]).copied().collect();
         assert_eq!(x, rows);
         let mut dtable = b.zeros(v * d)?;

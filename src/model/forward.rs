@@ -3,7 +3,9 @@
 //! A layer is: `x += attention(norm(x)) w_o`, then `x += swiglu(norm(x) w_gate_up) w_down`. Training keeps what the
 //! backward pass needs of every layer ([`LayerActs`]); rollout reuses one.
 
-use crate::compute::ops::{Angles, Backend, Draw, Drawn, Heads, LayerKv, Norms, PAGE, Span, Weight, WeightOf};
+use std::collections::BTreeMap;
+
+use crate::compute::ops::{Angles, Backend, Draw, Drawn, Heads, LayerKv, Norms, PAGE, Seat, Span, Weight, WeightOf};
 use crate::error::{Error, Result};
 use crate::model::params::{LayerIndex, ParamTable};
 use crate::weights::spec::ModelSpec;
@@ -280,14 +282,94 @@ impl<B: Backend> Decoder<B> {
             t += r.tokens.len();
         }
         let batch = b.batch(self.heads(), &tokens, &spans)?;
-        let mut x = b.embed(&batch, &self.params[self.table.embed], self.spec.hidden_size)?;
-        let mut acts = self.layer_acts(b, t, false)?;
+        let mut acts = (b.act(t * self.spec.hidden_size)?, self.layer_acts(b, t, false)?);
+        self.hidden_of(b, &batch, t, kv, &mut acts)?;
+        Ok(acts.1.normed)
+    }
+
+    /// [`Decoder::hidden`] of a batch of `t` rows: the stream in the first of `acts`, the result in the second's `normed`.
+    fn hidden_of(
+        &self,
+        b: &B,
+        batch: &B::Batch,
+        t: usize,
+        kv: &B::Kv,
+        (x, acts): &mut (B::Act, LayerActs<B>),
+    ) -> Result<()> {
+        b.embed(batch, &self.params[self.table.embed], self.spec.hidden_size, x)?;
         for l in 0..self.spec.num_layers {
-            self.layer_forward(b, l, &mut x, &mut acts, kv, &batch, t)?;
+            self.layer_forward(b, l, x, acts, kv, batch, t)?;
         }
         let norm = &self.params[self.table.norm];
-        b.rmsnorm(&x, norm, self.spec.rms_norm_eps as f32, &mut acts.normed, &mut acts.rstd)?;
-        Ok(acts.normed)
+        b.rmsnorm(x, norm, self.spec.rms_norm_eps as f32, &mut acts.normed, &mut acts.rstd)
+    }
+
+    /// Empty seats for at least `capacity` sequences of at most `max_tokens`, or none where this device has none.
+    ///
+    /// # Errors
+    /// When they do not fit.
+    pub fn seats(&self, capacity: usize, max_tokens: usize) -> Result<Option<Seats<B>>> {
+        let seats = self.backend.seats(self.heads(), self.spec.vocab_size, capacity, max_tokens)?;
+        Ok(seats.map(|seats| Seats { seats, acts: BTreeMap::new() }))
+    }
+
+    /// Takes prompt pieces in without drawing or waiting.
+    ///
+    /// # Errors
+    /// As [`Decoder::step`].
+    pub fn fill(&self, kv: &mut B::Kv, rows: &[SeqRows<'_>]) -> Result<()> {
+        rows.iter().try_for_each(|r| self.check(r))?;
+        let (b, kv): (&B, &B::Kv) = (&self.backend, kv);
+        if rows.is_empty() { Ok(()) } else { b.scope(|| self.hidden(b, rows, kv).map(drop)) }
+    }
+
+    /// Seats sequences. `prefixes` are all seats that are taken, with the whole pages that they share with others.
+    ///
+    /// # Errors
+    /// When a sequence may grow beyond the context, or the device fails.
+    pub fn take_seats(&self, seats: &mut Seats<B>, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> Result<()> {
+        for s in new {
+            let last = SeqRows { tokens: &[s.token], pos0: s.pos, pages: s.pages, draw: None };
+            self.check(&last)?;
+            self.check_end(s.pos + s.left)?;
+        }
+        self.backend.take_seats(&mut seats.seats, new, prefixes)
+    }
+
+    /// Launches a step of the first `count` seats, none with more than `longest` keys.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn step_seats(&self, kv: &B::Kv, seats: &mut Seats<B>, count: usize, longest: usize, seed: u64) -> Result<()> {
+        let (b, Seats { seats, acts }) = (&self.backend, seats);
+        let t = b.seat_rows(seats, count);
+        if !acts.contains_key(&t) {
+            let mut layer = self.layer_acts(b, t, false)?;
+            layer.raw = Some(b.act(t * self.fused_width())?);
+            acts.insert(t, (b.act(t * self.spec.hidden_size)?, layer));
+        }
+        let acts = acts.get_mut(&t).expect("just made");
+        b.step_seats(seats, (count, longest), self.head(), seed, |batch| {
+            self.hidden_of(b, batch, t, kv, acts)?;
+            Ok(&acts.1.normed)
+        })
+    }
+
+    /// Notes that what is launched from here on belongs to the next step of the seats.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn begin_seats(&self, seats: &mut Seats<B>) -> Result<()> {
+        self.backend.begin_seats(&mut seats.seats)
+    }
+
+    /// What the first `count` seats drew in the earliest step whose draws were not asked for, and the seconds in which
+    /// the device waited for that step after the one before.
+    ///
+    /// # Errors
+    /// When the device fails, or a launch before did.
+    pub fn seats_drew(&self, seats: &mut Seats<B>, count: usize) -> Result<(Vec<Drawn>, f64)> {
+        self.backend.seats_drew(&mut seats.seats, count)
     }
 
     /// Takes the new tokens of every sequence in, and draws the next one where asked.
@@ -333,18 +415,23 @@ impl<B: Backend> Decoder<B> {
         b.scope(|| b.logits(&self.hidden(b, &rows, &kv)?, self.spec.hidden_size, self.head()))
     }
 
-    /// Whether a sequence's new tokens can be taken in.
-    ///
-    /// # Errors
-    /// When a token is outside the vocabulary or a position outside the context.
-    pub fn check(&self, rows: &SeqRows<'_>) -> Result<()> {
-        let end = rows.pos0 + rows.tokens.len();
+    fn check_end(&self, end: usize) -> Result<()> {
         if end > self.spec.max_position_embeddings {
             return Err(Error::config(format!(
                 "position {end} is beyond the model's context of {}",
                 self.spec.max_position_embeddings
             )));
         }
+        Ok(())
+    }
+
+    /// Whether a sequence's new tokens can be taken in.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary or a position outside the context.
+    pub fn check(&self, rows: &SeqRows<'_>) -> Result<()> {
+        let end = rows.pos0 + rows.tokens.len();
+        self.check_end(end)?;
         assert!(!rows.tokens.is_empty() && rows.pages.len() * PAGE >= end, "tokens, and pages for them");
         match rows.tokens.iter().find(|t| **t as usize >= self.spec.vocab_size) {
             Some(token) => {
@@ -354,6 +441,12 @@ impl<B: Backend> Decoder<B> {
             None => Ok(()),
         }
     }
+}
+
+/// Seats of sequences that decode on the device, with the activations of their batches by number of rows.
+pub struct Seats<B: Backend> {
+    seats: B::Seats,
+    acts: BTreeMap<usize, (B::Act, LayerActs<B>)>,
 }
 
 /// Cuts a batch into at most `lanes` runs of about equally many rows.

@@ -75,6 +75,10 @@ pub struct StepMetrics {
     pub rollout_s: f64,
     /// Seconds of waiting for the executor with nothing to sample.
     pub executor_wait_s: f64,
+    /// Seconds in which a GPU had nothing to do between decoding steps (0 on the CPU).
+    pub device_idle_s: f64,
+    /// Their share of the step.
+    pub device_idle_share: f64,
     /// Seconds of the update.
     pub update_s: f64,
     /// Programs sent to the executor.

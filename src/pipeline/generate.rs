@@ -184,6 +184,8 @@ pub struct RoundStats {
     pub model_s: f64,
     /// Seconds in which there was nothing to sample and the executor was waited for.
     pub executor_wait_s: f64,
+    /// Seconds in which a GPU had nothing to do between decoding steps, whatever the host was about.
+    pub device_idle_s: f64,
     /// Programs sent to the executor.
     pub num_requests: u64,
 }
@@ -259,6 +261,7 @@ impl Round {
             traffic.owners.insert(s.attempt.id, Owner::Solve(i));
             cx.submit(s.attempt.id, s.config, &s.prompt)?;
         }
+        let idle_s = cx.engine.device_idle_s();
         loop {
             if cx.stop.is_set() {
                 cx.engine.clear();
@@ -280,6 +283,7 @@ impl Round {
                 }
                 self.stats.executor_wait_s += start.elapsed().as_secs_f64();
             } else {
+                self.stats.device_idle_s += cx.engine.device_idle_s() - idle_s;
                 return Ok(());
             }
         }

@@ -134,6 +134,7 @@ impl<B: Backend> Run<B> {
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
+        metrics.device_idle_share = metrics.device_idle_s / metrics.step_s;
         metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
         metrics.steps_per_hour = 3600.0 / metrics.step_s;
         Ok((metrics, trace))
@@ -307,6 +308,7 @@ impl<B: Backend> Run<B> {
             trained_tokens: stats.num_tokens,
             rollout_s: round.stats.model_s,
             executor_wait_s: round.stats.executor_wait_s,
+            device_idle_s: round.stats.device_idle_s,
             num_programs: round.stats.num_requests,
             ..StepMetrics::default()
         }

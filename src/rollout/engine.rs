@@ -1,17 +1,36 @@
 //! The rollout engine: the scheduler's plans, run on a decoder.
+//!
+//! Where the device has seats, a step launches its rows and then takes in what the step before has drawn: the device
+//! always has work, and a sample's end becomes known a step late. Elsewhere, and for samples that are drawn from whole
+//! logits, a step waits for its own draws. Both give the same bits.
+
+use std::time::Instant;
 
 use crate::compute::ops::{Backend, PAGE};
 use crate::error::Result;
-use crate::model::forward::{Decoder, SeqRows};
+use crate::model::forward::{Decoder, Seats, SeqRows};
 pub use crate::rollout::scheduler::{Completion, Finish, SampleRequest};
-use crate::rollout::scheduler::{Limits, Scheduler};
+use crate::rollout::scheduler::{Flight, Limits, Plan, Row, Scheduler};
+
+/// Seats are made for sequences of a multiple of so many tokens, lest they be made again for every longer one.
+const SEAT_TOKENS: usize = 1024;
 
 /// Continuous batching on a device.
 pub struct Engine<B: Backend> {
     scheduler: Scheduler,
     kv: Option<B::Kv>,
-    num_pages: usize,
+    seats: Option<Seated<B>>,
+    limits: Limits,
     seed: u64,
+    waited_s: f64,
+    device_idle_s: f64,
+}
+
+/// Seats, what most tokens they are for, and the step on its way.
+struct Seated<B: Backend> {
+    seats: Seats<B>,
+    max_tokens: usize,
+    flight: Option<Flight>,
 }
 
 impl<B: Backend> Engine<B> {
@@ -22,14 +41,22 @@ impl<B: Backend> Engine<B> {
     pub fn new(decoder: &Decoder<B>, limits: Limits, seed: u64) -> Result<Self> {
         // Room is taken at once, so that what does not fit is known before any work.
         let kv = Some(decoder.new_kv(limits.num_pages)?);
-        Ok(Engine { scheduler: Scheduler::new(limits), kv, num_pages: limits.num_pages, seed })
+        Ok(Engine {
+            scheduler: Scheduler::new(limits),
+            kv,
+            seats: None,
+            limits,
+            seed,
+            waited_s: 0.0,
+            device_idle_s: 0.0,
+        })
     }
 
     /// Limits for sequences of at most `max_tokens`: `max_running` at once, in the pages that these can need.
     pub fn limits(max_running: usize, max_tokens: usize, kv_tokens: usize) -> Limits {
         let longest = max_tokens.div_ceil(PAGE) + 1;
         let num_pages = if kv_tokens > 0 { (kv_tokens / PAGE).max(longest) } else { longest * max_running };
-        Limits { max_running, max_rows: 1024, num_pages }
+        Limits { max_running, max_rows: B::MAX_ROWS, num_pages }
     }
 
     /// Takes a request in.
@@ -48,36 +75,129 @@ impl<B: Backend> Engine<B> {
     /// Drops everything.
     pub fn clear(&mut self) {
         self.scheduler.clear();
+        self.seats = None;
+    }
+
+    /// Number of samples that are being drawn.
+    pub fn num_running(&self) -> usize {
+        self.scheduler.num_running()
+    }
+
+    /// Seconds that the host has waited for draws of seats: in the rest of its steps it worked.
+    pub fn waited_s(&self) -> f64 {
+        self.waited_s
+    }
+
+    /// Seconds in which the device waited for the host between steps of seats, as far as draws have been taken in. What
+    /// training does between steps is not among them.
+    pub fn device_idle_s(&self) -> f64 {
+        self.device_idle_s
     }
 
     /// Gives an idle engine's memory back, for training to use, until the next step.
     pub fn rest(&mut self) {
         if self.is_idle() {
+            // Graphs know where the cache lies.
+            self.seats = None;
             self.kv = None;
         }
     }
 
-    /// One forward pass over the batch. Returns the samples that ended.
+    /// One forward pass over the batch. Returns samples that ended, in this step or the one before.
     ///
     /// # Errors
     /// When a token or position does not fit the model.
     pub fn step(&mut self, decoder: &Decoder<B>) -> Result<Vec<Completion>> {
+        let mut ended = Vec::new();
+        if self.scheduler.all_usual() && self.have_seats(decoder, &mut ended)? {
+            self.step_seats(decoder, &mut ended)?;
+            return Ok(ended);
+        }
+        self.land(decoder, &mut ended)?;
+        self.scheduler.unseat();
+        if !self.is_idle() {
+            ended.extend(self.step_rows(decoder)?);
+        }
+        Ok(ended)
+    }
+
+    /// Takes in the draws of the step on its way.
+    fn land(&mut self, decoder: &Decoder<B>, ended: &mut Vec<Completion>) -> Result<()> {
+        let Some(seated) = &mut self.seats else { return Ok(()) };
+        let Some(flight) = seated.flight.take() else { return Ok(()) };
+        let count = flight.last().map_or(0, |(seat, _)| seat + 1);
+        let start = Instant::now();
+        let (drawn, idle_s) = decoder.seats_drew(&mut seated.seats, count)?;
+        self.device_idle_s += idle_s;
+        self.waited_s += start.elapsed().as_secs_f64();
+        ended.extend(self.scheduler.landed(&flight, |seat| drawn[seat]));
+        Ok(())
+    }
+
+    /// Makes seats for the samples' lengths where the device has any.
+    fn have_seats(&mut self, decoder: &Decoder<B>, ended: &mut Vec<Completion>) -> Result<bool> {
+        if self.seats.as_ref().is_some_and(|s| s.max_tokens >= self.scheduler.longest()) {
+            return Ok(true);
+        }
+        self.land(decoder, ended)?;
+        self.scheduler.unseat();
+        self.seats = None;
+        let max_tokens = self.scheduler.longest().next_multiple_of(SEAT_TOKENS);
+        let seats = decoder.seats(self.limits.max_running, max_tokens)?;
+        self.seats = seats.map(|seats| Seated { seats, max_tokens, flight: None });
+        Ok(self.seats.is_some())
+    }
+
+    fn step_seats(&mut self, decoder: &Decoder<B>, ended: &mut Vec<Completion>) -> Result<()> {
+        if self.scheduler.is_sparse() {
+            self.land(decoder, ended)?;
+            self.scheduler.close_up();
+        }
+        if let Some(seated) = &mut self.seats {
+            decoder.begin_seats(&mut seated.seats)?;
+        }
+        let plan = self.plan(decoder)?;
+        let (scheduler, Some(kv), Some(seated)) = (&mut self.scheduler, &mut self.kv, &mut self.seats) else {
+            unreachable!("both are made before")
+        };
+        let prompts = plan.rows.iter().filter(|row| matches!(row, Row::Prefill { .. }));
+        let rows: Vec<SeqRows<'_>> = prompts.map(|row| seq_rows(scheduler, *row)).collect();
+        decoder.fill(kv, &rows)?;
+        let new = scheduler.new_seats();
+        if !new.is_empty() {
+            let new: Vec<_> = new.into_iter().map(|seat| scheduler.seat(seat)).collect();
+            decoder.take_seats(&mut seated.seats, &new, &scheduler.prefixes())?;
+        }
+        let (count, longest) = scheduler.extent(&plan);
+        if count > 0 {
+            decoder.step_seats(kv, &mut seated.seats, count, longest, self.seed)?;
+        }
+        let flight = scheduler.launched(&plan);
+        self.land(decoder, ended)?;
+        if let Some(seated) = &mut self.seats {
+            seated.flight = (count > 0).then_some(flight);
+        }
+        Ok(())
+    }
+
+    /// The next step, its pages copied.
+    fn plan(&mut self, decoder: &Decoder<B>) -> Result<Plan> {
         let plan = self.scheduler.plan();
         let kv = match &mut self.kv {
             Some(kv) => kv,
-            none => none.insert(decoder.new_kv(self.num_pages)?),
+            none => none.insert(decoder.new_kv(self.limits.num_pages)?),
         };
         for (from, to) in &plan.copies {
             decoder.copy_page(kv, *from, *to)?;
         }
-        let rows: Vec<SeqRows<'_>> = plan
-            .rows
-            .iter()
-            .map(|row| {
-                let (tokens, pos0, pages, draw) = self.scheduler.row(*row);
-                SeqRows { tokens, pos0, pages, draw }
-            })
-            .collect();
+        Ok(plan)
+    }
+
+    /// A step whose draws are waited for.
+    fn step_rows(&mut self, decoder: &Decoder<B>) -> Result<Vec<Completion>> {
+        let plan = self.plan(decoder)?;
+        let kv = self.kv.as_mut().expect("made by the plan");
+        let rows: Vec<SeqRows<'_>> = plan.rows.iter().map(|row| seq_rows(&self.scheduler, *row)).collect();
         let drawn = decoder.step(kv, &rows, self.seed)?;
         Ok(self.scheduler.apply(&plan, &drawn))
     }
@@ -94,6 +214,11 @@ impl<B: Backend> Engine<B> {
         all.sort_by_key(|c| c.id);
         Ok(all)
     }
+}
+
+fn seq_rows(scheduler: &Scheduler, row: Row) -> SeqRows<'_> {
+    let (tokens, pos0, pages, draw) = scheduler.row(row);
+    SeqRows { tokens, pos0, pages, draw }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::compute::ops::{Draw, Drawn, PAGE};
+use crate::compute::ops::{Draw, Drawn, PAGE, Seat};
 use crate::error::{Error, Result};
 use crate::rollout::pages::PagePool;
 
@@ -81,7 +81,7 @@ pub enum Row {
     },
     /// The newest token of a sample.
     Decode {
-        /// Index of the sample.
+        /// Seat of the sample.
         sample: usize,
     },
 }
@@ -129,12 +129,31 @@ struct Sample {
     request: SampleRequest,
     pages: Vec<u32>,
     holds: Holds,
-    /// Tokens whose keys and values are in the pages.
+    /// Tokens whose keys and values are in the pages, once the steps on their way have run.
     len: usize,
+    /// Steps whose draws have not come yet.
+    flying: usize,
+    /// Whether the device has it in its seat.
+    seated: bool,
     tokens: Vec<u32>,
     logprobs: Vec<f32>,
     entropy: f64,
 }
+
+impl Sample {
+    /// Whether there is something to draw beyond the steps on their way.
+    fn goes_on(&self) -> bool {
+        self.tokens.len() + self.flying < self.request.max_new
+    }
+
+    fn draw(&self) -> Draw {
+        let r = &self.request;
+        Draw { seq: r.id, temperature: r.temperature, top_p: r.top_p, top_k: r.top_k }
+    }
+}
+
+/// Draws on their way: the seats that draw and the ids of their samples.
+pub type Flight = Vec<(usize, u64)>;
 
 /// The state of a batch.
 #[derive(Debug)]
@@ -145,7 +164,17 @@ pub struct Scheduler {
     next_key: u64,
     waiting: VecDeque<Group>,
     groups: Vec<Group>,
-    samples: Vec<Sample>,
+    /// By seat.
+    samples: Vec<Option<Sample>>,
+    running: usize,
+    /// Requests, taken in and not ended, that are drawn from whole logits.
+    unusual: usize,
+    /// Most tokens of a sample so far.
+    longest: usize,
+}
+
+fn is_unusual(request: &SampleRequest) -> bool {
+    request.top_k != 0 || request.top_p < 1.0
 }
 
 impl Scheduler {
@@ -160,6 +189,9 @@ impl Scheduler {
             waiting: VecDeque::new(),
             groups: Vec::new(),
             samples: Vec::new(),
+            running: 0,
+            unusual: 0,
+            longest: 0,
         }
     }
 
@@ -179,6 +211,8 @@ impl Scheduler {
                 "lower rollout.max_prompt, rollout.max_propose or rollout.max_solve, or raise rollout.kv_tokens",
             ));
         }
+        self.unusual += usize::from(is_unusual(&request));
+        self.longest = self.longest.max(request.prompt.len() + request.max_new);
         match self.waiting.back_mut() {
             Some(group) if group.prompt == request.prompt => group.members.push_back(request),
             _ => {
@@ -199,12 +233,12 @@ impl Scheduler {
 
     /// Whether there is nothing to do.
     pub fn is_idle(&self) -> bool {
-        self.waiting.is_empty() && self.groups.is_empty() && self.samples.is_empty()
+        self.waiting.is_empty() && self.groups.is_empty() && self.running == 0
     }
 
     /// Number of samples that are being drawn.
     pub fn num_running(&self) -> usize {
-        self.samples.len()
+        self.running
     }
 
     /// Drops everything.
@@ -221,12 +255,8 @@ impl Scheduler {
     pub fn plan(&mut self) -> Plan {
         let mut plan = Plan::default();
         self.admit(&mut plan);
-        plan.rows.extend((0..self.samples.len()).map(|sample| Row::Decode { sample }));
-        for sample in &mut self.samples {
-            if sample.len == sample.pages.len() * PAGE {
-                sample.pages.push(self.pages.take().expect("a sample's longest course is reserved"));
-            }
-        }
+        let going = self.samples.iter().enumerate().filter(|(_, s)| s.as_ref().is_some_and(Sample::goes_on));
+        plan.rows.extend(going.map(|(sample, _)| Row::Decode { sample }));
         let mut budget = self.limits.max_rows.saturating_sub(plan.rows.len()).max(1);
         for (i, group) in self.groups.iter().enumerate() {
             let len = (group.shared() - group.done).min(budget);
@@ -247,9 +277,9 @@ impl Scheduler {
 
     /// Admits members of groups whose prompt has run.
     fn admit_members(&mut self, plan: &mut Plan) {
-        let Scheduler { limits, pages, reserved, groups, samples, .. } = self;
+        let Scheduler { limits, pages, reserved, groups, samples, running, .. } = self;
         for group in groups.iter_mut().filter(|g| g.done == g.shared()) {
-            while samples.len() < limits.max_running
+            while *running < limits.max_running
                 && let Some(request) = group.members.front()
             {
                 let need = Self::own_pages(request);
@@ -265,33 +295,37 @@ impl Scheduler {
                 let full = group.shared() / PAGE;
                 let mut table = group.pages[..full].to_vec();
                 table.iter().for_each(|p| pages.share(*p));
-                if let Some(begun) = group.pages.get(full) {
-                    let own = pages.take().expect("reserved");
-                    plan.copies.push((*begun, own));
-                    table.push(own);
-                }
+                table.extend((0..need).map(|_| pages.take().expect("a sample's longest course is reserved")));
+                plan.copies.extend(group.pages.get(full).map(|begun| (*begun, table[full])));
                 let request = group.members.pop_front().expect("there is a front");
-                samples.push(Sample {
+                let sample = Sample {
                     pages: table,
                     holds,
                     len: group.shared(),
+                    flying: 0,
+                    seated: false,
                     tokens: Vec::new(),
                     logprobs: Vec::new(),
                     entropy: 0.0,
                     request,
-                });
+                };
+                *running += 1;
+                match samples.iter_mut().find(|s| s.is_none()) {
+                    Some(seat) => *seat = Some(sample),
+                    None => samples.push(Some(sample)),
+                }
             }
         }
     }
 
     /// Takes up waiting groups while their prompt and one member fit.
     fn open_groups(&mut self) {
-        let Scheduler { limits, pages, reserved, groups, samples, waiting, .. } = self;
+        let Scheduler { limits, pages, reserved, groups, running, waiting, .. } = self;
         while let Some(group) = waiting.front() {
             let shared_pages = group.shared().div_ceil(PAGE);
             let lane = group.members.iter().map(Self::own_pages).max().expect("a group has members");
             let open: usize = groups.iter().filter(|g| g.done < g.shared()).count();
-            if *reserved + shared_pages + lane > limits.num_pages || samples.len() + open >= limits.max_running {
+            if *reserved + shared_pages + lane > limits.num_pages || *running + open >= limits.max_running {
                 break;
             }
             *reserved += shared_pages + lane;
@@ -310,64 +344,159 @@ impl Scheduler {
                 (&group.prompt[start..start + len], start, &group.pages, None)
             }
             Row::Decode { sample } => {
-                let s = &self.samples[sample];
+                let s = self.sample(sample);
                 let token = match s.tokens.as_slice() {
                     [] => &s.request.prompt[s.request.prompt.len() - 1..],
                     tokens => &tokens[tokens.len() - 1..],
                 };
-                let r = &s.request;
-                let draw = Draw { seq: r.id, temperature: r.temperature, top_p: r.top_p, top_k: r.top_k };
-                (token, s.len, &s.pages, Some(draw))
+                (token, s.len, &s.pages, Some(s.draw()))
             }
+        }
+    }
+
+    fn sample(&self, seat: usize) -> &Sample {
+        self.samples[seat].as_ref().expect("a row's seat is taken")
+    }
+
+    /// Whether all samples that wait or run may be drawn by the device alone.
+    pub fn all_usual(&self) -> bool {
+        self.unusual == 0
+    }
+
+    /// Most tokens that a sample may have.
+    pub fn longest(&self) -> usize {
+        self.longest
+    }
+
+    /// Whether most seats are empty below the last that is taken.
+    pub fn is_sparse(&self) -> bool {
+        self.samples.len() > 8 && 2 * self.running <= self.samples.len()
+    }
+
+    /// Moves samples to the first seats. No draws may be on their way.
+    pub fn close_up(&mut self) {
+        let mut samples: Vec<Sample> = std::mem::take(&mut self.samples).into_iter().flatten().collect();
+        assert!(samples.iter().all(|s| s.flying == 0), "draws know their sample's seat");
+        samples.iter_mut().for_each(|s| s.seated = false);
+        self.samples = samples.into_iter().map(Some).collect();
+    }
+
+    /// Forgets who the device has in its seats. No draws may be on their way.
+    pub fn unseat(&mut self) {
+        self.samples.iter_mut().flatten().for_each(|s| s.seated = false);
+    }
+
+    /// Samples that the device has yet to seat; it has them from now on.
+    pub fn new_seats(&mut self) -> Vec<usize> {
+        let seats = self.samples.iter_mut().enumerate();
+        let new = seats.filter_map(|(i, s)| s.as_mut().filter(|s| !s.seated).map(|s| (i, s)));
+        new.map(|(i, s)| {
+            s.seated = true;
+            i
+        })
+        .collect()
+    }
+
+    /// How the device seats a sample whose draws have all come.
+    pub fn seat(&self, seat: usize) -> Seat<'_> {
+        let s = self.sample(seat);
+        assert_eq!(s.flying, 0, "its newest token is known");
+        let (token, pos, pages, _) = self.row(Row::Decode { sample: seat });
+        let left = s.request.max_new - s.tokens.len();
+        Seat { seat, token: token[0], pos, draw: s.draw(), stop: &s.request.stop, left, pages }
+    }
+
+    /// Seats that are taken, with the whole pages of their prompts.
+    pub fn prefixes(&self) -> Vec<(usize, &[u32])> {
+        let taken = self.samples.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?)));
+        taken.map(|(i, s)| (i, &s.pages[..(s.request.prompt.len() - 1) / PAGE])).collect()
+    }
+
+    /// Number of seats up to the last that draws in a plan, and most keys that one of its rows sees.
+    pub fn extent(&self, plan: &Plan) -> (usize, usize) {
+        plan.rows.iter().fold((0, 0), |(seats, longest), row| match *row {
+            Row::Decode { sample } => (seats.max(sample + 1), longest.max(self.sample(sample).len + 1)),
+            Row::Prefill { .. } => (seats, longest),
+        })
+    }
+
+    /// A plan's rows have been launched: what they will draw.
+    pub fn launched(&mut self, plan: &Plan) -> Flight {
+        let mut flight = Flight::with_capacity(plan.rows.len());
+        for row in &plan.rows {
+            match *row {
+                Row::Prefill { group, len, .. } => self.groups[group].done += len,
+                Row::Decode { sample } => {
+                    let s = self.samples[sample].as_mut().expect("a row's seat is taken");
+                    s.len += 1;
+                    s.flying += 1;
+                    flight.push((sample, s.request.id));
+                }
+            }
+        }
+        flight
+    }
+
+    /// Takes in what was drawn, by seat, and returns the samples that ended.
+    pub fn landed(&mut self, flight: &Flight, drawn: impl Fn(usize) -> Drawn) -> Vec<Completion> {
+        let mut completions = Vec::new();
+        for (seat, id) in flight {
+            // One that has ended in the meantime drew once too often.
+            let Some(s) = self.samples[*seat].as_mut().filter(|s| s.request.id == *id) else { continue };
+            let drawn = drawn(*seat);
+            s.flying -= 1;
+            s.tokens.push(drawn.token);
+            s.logprobs.push(drawn.logprob);
+            s.entropy += f64::from(drawn.entropy);
+            let finish = if s.request.stop.contains(&drawn.token) {
+                Finish::Stop
+            } else if s.tokens.len() == s.request.max_new {
+                Finish::Length
+            } else {
+                continue;
+            };
+            completions.extend(self.samples[*seat].take().map(|s| self.end(s, finish)));
+        }
+        while self.samples.last().is_some_and(Option::is_none) {
+            self.samples.pop();
+        }
+        if !completions.is_empty() {
+            self.close_groups();
+        }
+        completions
+    }
+
+    fn end(&mut self, mut s: Sample, finish: Finish) -> Completion {
+        self.running -= 1;
+        self.unusual -= usize::from(is_unusual(&s.request));
+        s.pages.iter().for_each(|p| self.pages.give_back(*p));
+        match s.holds {
+            Holds::Pages(n) => self.reserved -= n,
+            Holds::Lane(key) => {
+                let group = self.groups.iter_mut().find(|g| g.key == key);
+                group.expect("a group outlives its members").lane_taken = false;
+            }
+        }
+        Completion {
+            id: s.request.id,
+            entropy: s.entropy / s.tokens.len() as f64,
+            tokens: std::mem::take(&mut s.tokens),
+            logprobs: std::mem::take(&mut s.logprobs),
+            finish,
         }
     }
 
     /// Takes in what a plan's rows drew, and returns the samples that ended.
     pub fn apply(&mut self, plan: &Plan, drawn: &[Option<Drawn>]) -> Vec<Completion> {
         assert_eq!(plan.rows.len(), drawn.len(), "a result per row");
-        let mut ended = vec![None; self.samples.len()];
+        let flight = self.launched(plan);
+        let mut by_seat = vec![None; self.samples.len()];
         for (row, drawn) in plan.rows.iter().zip(drawn) {
-            match *row {
-                Row::Prefill { group, len, .. } => self.groups[group].done += len,
-                Row::Decode { sample } => {
-                    let drawn = drawn.expect("a decoding row draws");
-                    let s = &mut self.samples[sample];
-                    s.len += 1;
-                    s.tokens.push(drawn.token);
-                    s.logprobs.push(drawn.logprob);
-                    s.entropy += f64::from(drawn.entropy);
-                    if s.request.stop.contains(&drawn.token) {
-                        ended[sample] = Some(Finish::Stop);
-                    } else if s.tokens.len() == s.request.max_new {
-                        ended[sample] = Some(Finish::Length);
-                    }
-                }
+            if let Row::Decode { sample } = *row {
+                by_seat[sample] = *drawn;
             }
         }
-        let mut completions = Vec::new();
-        let mut finishes = ended.into_iter();
-        let Scheduler { samples, groups, pages, reserved, .. } = self;
-        samples.retain_mut(|s| {
-            let Some(finish) = finishes.next().flatten() else { return true };
-            s.pages.iter().for_each(|p| pages.give_back(*p));
-            match s.holds {
-                Holds::Pages(n) => *reserved -= n,
-                Holds::Lane(key) => {
-                    let group = groups.iter_mut().find(|g| g.key == key);
-                    group.expect("a group outlives its members").lane_taken = false;
-                }
-            }
-            completions.push(Completion {
-                id: s.request.id,
-                entropy: s.entropy / s.tokens.len() as f64,
-                tokens: std::mem::take(&mut s.tokens),
-                logprobs: std::mem::take(&mut s.logprobs),
-                finish,
-            });
-            false
-        });
-        self.close_groups();
-        completions
+        self.landed(&flight, |seat| by_seat[seat].expect("a decoding row draws"))
     }
 
     /// Ends groups whose members have all been admitted and no longer use what is theirs.
@@ -391,22 +520,35 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step.
-    fn run(limits: Limits, requests: &[SampleRequest], arrivals: &[usize]) -> Vec<Completion> {
+    /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step. With
+    /// `late`, a step is planned before the draws of the last have come.
+    fn run(limits: Limits, requests: &[SampleRequest], arrivals: &[usize], late: bool) -> Vec<Completion> {
         let mut scheduler = Scheduler::new(limits);
         let (mut done, mut next, mut steps) = (Vec::new(), 0, 0);
+        let mut on_its_way: (Flight, Vec<Option<Drawn>>) = Default::default();
+        let land = |scheduler: &mut Scheduler, (flight, drawn): &(Flight, Vec<Option<Drawn>>)| {
+            scheduler.landed(flight, |seat| drawn[seat].expect("a flight's seats draw"))
+        };
         while next < requests.len() || !scheduler.is_idle() {
             let count = arrivals.get(steps % arrivals.len().max(1)).copied().unwrap_or(1).max(1);
             for request in requests.iter().skip(next).take(count) {
                 scheduler.submit(request.clone()).expect("it fits");
             }
             next = (next + count).min(requests.len());
+            if scheduler.is_sparse() {
+                done.extend(land(&mut scheduler, &std::mem::take(&mut on_its_way)));
+                scheduler.close_up();
+            }
             let plan = scheduler.plan();
-            assert!(!plan.rows.is_empty() || scheduler.is_idle(), "no progress");
+            assert!(!plan.rows.is_empty() || scheduler.is_idle() || !on_its_way.0.is_empty(), "no progress");
             let decoding = plan.rows.iter().filter(|r| matches!(r, Row::Decode { .. })).count();
-            assert!(decoding <= limits.max_running);
+            assert!(decoding <= limits.max_running && scheduler.extent(&plan).0 >= decoding);
+            for seat in scheduler.new_seats() {
+                let seat = scheduler.seat(seat);
+                assert!(seat.pages.len() * PAGE >= seat.pos + seat.left, "pages for the longest course");
+            }
             let mut writers = std::collections::HashMap::new();
-            let mut drawn = Vec::new();
+            let mut drawn = vec![None; limits.max_running];
             for row in &plan.rows {
                 let (tokens, pos, pages, draw) = scheduler.row(*row);
                 assert!(pages.len() * PAGE >= pos + tokens.len(), "room for every row");
@@ -417,12 +559,14 @@ mod tests {
                     assert_eq!(writer, row, "two writers of a page");
                     assert_eq!(scheduler.pages.holders(page), 1, "a shared page is written");
                 }
-                drawn.push(draw.map(|d| {
+                if let (Row::Decode { sample }, Some(d)) = (*row, draw) {
                     let token = ((d.seq * 31 + pos as u64 * 7) % 11) as u32;
-                    Drawn { token, logprob: -(pos as f32), entropy: 1.0 }
-                }));
+                    drawn[sample] = Some(Drawn { token, logprob: -(pos as f32), entropy: 1.0 });
+                }
             }
-            done.extend(scheduler.apply(&plan, &drawn));
+            let launched = (scheduler.launched(&plan), drawn);
+            let landing = if late { std::mem::replace(&mut on_its_way, launched) } else { launched };
+            done.extend(land(&mut scheduler, &landing));
             steps += 1;
             assert!(steps < 100_000, "it ends");
         }
@@ -458,18 +602,19 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_page_leaks_and_no_limit_or_arrival_changes_a_sample(
+        fn no_page_leaks_and_no_limit_arrival_or_lateness_changes_a_sample(
             requests in requests(),
             max_running in 1usize..20,
             max_rows in 1usize..80,
             spare in 0usize..40,
             arrivals in proptest::collection::vec(1usize..20, 1..5),
+            late: bool,
         ) {
             let wide = Limits { max_running: 1000, max_rows: 100_000, num_pages: 10_000 };
             let narrow = Limits { max_running, max_rows, num_pages: 8 + spare };
-            let all = run(wide, &requests, &[requests.len()]);
+            let all = run(wide, &requests, &[requests.len()], false);
             prop_assert_eq!(all.len(), requests.len());
-            prop_assert_eq!(run(narrow, &requests, &arrivals), all);
+            prop_assert_eq!(run(narrow, &requests, &arrivals, late), all);
         }
     }
 

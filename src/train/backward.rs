@@ -58,7 +58,8 @@ impl<B: Backend> Pass<'_, B> {
     fn run(&self, targets: &[HeadTarget], grads: &mut [B::Buf]) -> Result<B::Reports> {
         let (decoder, b, t) = (self.decoder, self.decoder.backend(), self.t);
         let (table, d) = (decoder.table(), decoder.spec().hidden_size);
-        let mut x = b.embed(self.batch, &decoder.params[table.embed], d)?;
+        let mut x = b.act(t * d)?;
+        b.embed(self.batch, &decoder.params[table.embed], d, &mut x)?;
         let mut kept: Vec<(B::Act, Option<LayerActs<B>>)> = Vec::with_capacity(table.layers.len());
         for l in 0..table.layers.len() {
             let mut input = b.act(t * d)?;

@@ -45,6 +45,15 @@ job() {
   [ -f "$out/$name/metrics.jsonl" ] && cat "$out/$name/metrics.jsonl" >>"$out/metrics.jsonl"
 }
 
+# A run that is stopped after a step and resumed has the bits of one that is not: OPTIONS...
+resumes() {
+  local straight=$out/straight/checkpoints/step-00000002 broken=$out/broken/checkpoints/step-00000002
+  job straight 200 --steps 2 --set checkpoint.every_steps=1 "$@"
+  job broken 200 --steps 1 --set checkpoint.every_steps=1 --set rollout.max_running=3 "$@"
+  step check resume 200 "$azr" --device cuda --resume "$out/broken" --steps 2
+  step check resume-bits 20 cmp "$straight/model.safetensors" "$broken/model.safetensors"
+}
+
 # Results of azr bench: NAME SECONDS OPTIONS...
 measure() {
   local name=$1 limit=$2
@@ -76,6 +85,7 @@ else
     skip kernels "no test binary; tests/gpu/pack.sh makes it"
   fi
   job job 120 --steps 3
+  resumes
   measure decode-0.5B 120 decode --model 0.5B --curves
   measure train-0.5B 120 train --model 0.5B
 fi

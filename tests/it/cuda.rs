@@ -115,10 +115,11 @@ fn the_main_job_runs_resumes_and_batches_to_the_same_bits() {
         assert_eq!(m["logprob_gap"], 0.0, "what is drawn is what is trained, to the bit");
         assert!(m["grad_norm"].as_f64().is_some_and(|n| n > 0.0) && m["sampled_tokens"].as_u64() > Some(0));
     }
-    // Stopped after a step and resumed, with another batch, on another number of multiprocessors.
+    // Stopped after a step and resumed, with another batch, on another number of multiprocessors, by streams that do their
+    // work as late as they may.
     let broken = dir.path().join("broken");
     let few = ["--set", "rollout.max_running=3", "--steps", "1"];
-    expect_code(&run(&small(&broken, &seeds, &few), &[("WORKERS", "1"), ("SMS", "5"), ("CC", "90")]), 0);
+    expect_code(&run(&small(&broken, &seeds, &few), &[("SMS", "5"), ("CC", "90"), ("DEFER", "1")]), 0);
     let resume = ["--device", "cuda", "--resume", broken.to_str().expect("UTF-8"), "--steps", "2"];
     expect_code(&run(&resume, &gpu), 0);
     for step in [1, 2] {

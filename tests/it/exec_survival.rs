@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 use azr::base::stop::StopFlag;
 use azr::compute::cpu::backend::CpuBackend;
 use azr::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Span, Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, Seat, Span,
+    Weight,
 };
 use azr::exec::pool::Pool;
 use azr::model::forward::Decoder;
@@ -101,6 +102,23 @@ impl Backend for Scripted {
     type Batch = <CpuBackend as Backend>::Batch;
     type Reports = <CpuBackend as Backend>::Reports;
     type Clip = <CpuBackend as Backend>::Clip;
+    type Seats = <CpuBackend as Backend>::Seats;
+
+    const MAX_ROWS: usize = CpuBackend::MAX_ROWS;
+
+    fn seat_rows(&self, seats: &Self::Seats, _: usize) -> usize {
+        match *seats {}
+    }
+    fn step_seats<'x>(
+        &self,
+        seats: &mut Self::Seats,
+        _: (usize, usize),
+        _: Cpu<'_>,
+        _: u64,
+        _: impl FnOnce(&Self::Batch) -> azr::Result<&'x Self::Act>,
+    ) -> azr::Result<()> {
+        match *seats {}
+    }
 
     fn scope<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         self.cpu.scope(f)
@@ -141,7 +159,11 @@ impl Backend for Scripted {
         matmul_backward_weight(dy: &Self::Act, x: &Self::Act, n: usize, k: usize, dw: &mut Self::Buf) -> ();
         bias_backward(dy: &Self::Act, n: usize, db: &mut Self::Buf) -> ();
         batch(heads: Heads, tokens: &[u32], spans: &[Span<'_>]) -> Self::Batch;
-        embed(batch: &Self::Batch, table: &Self::Param, d: usize) -> Self::Act;
+        embed(batch: &Self::Batch, table: &Self::Param, d: usize, x: &mut Self::Act) -> ();
+        seats(heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Option<Self::Seats>;
+        take_seats(seats: &mut Self::Seats, new: &[Seat<'_>], prefixes: &[(usize, &[u32])]) -> ();
+        begin_seats(seats: &mut Self::Seats) -> ();
+        seats_drew(seats: &mut Self::Seats, count: usize) -> (Vec<Drawn>, f64);
         embed_backward(batch: &Self::Batch, dx: &Self::Act, d: usize, dtable: &mut Self::Buf) -> ();
         rmsnorm(x: &Self::Act, w: &Self::Param, eps: f32, y: &mut Self::Act, rstd: &mut Self::Buf) -> ();
         rmsnorm_backward(x: &Self::Act, w: &Self::Param, rstd: &Self::Buf, dy: &Self::Act, dx: &mut Self::Act,

@@ -212,7 +212,7 @@ fn decode_sequences(
     let (mut part_o, mut part_ml) = (device.alloc::<f32>(len_o)?, device.alloc::<f32>(len_ml)?);
     let mut out = device.alloc::<bf16>(q.len())?;
     let mut lse = device.alloc::<f32>(sequences.len() * heads.num_heads)?;
-    let (plan, layer) = ((&plan, &packed.view()), (&k.view(), &v.view()));
+    let (plan, layer) = (&plan.work(&packed.view()), (&k.view(), &v.view()));
     let parts = (&mut part_o.view_mut(), &mut part_ml.view_mut());
     attention_decode(device, heads, plan, &q.view(), layer, parts)?;
     let parts = (&mut part_o.view_mut(), &mut part_ml.view_mut());

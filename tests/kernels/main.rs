@@ -11,4 +11,5 @@ mod optim;
 mod prebuilt;
 mod rope;
 mod rows;
+mod seats;
 mod tensor;

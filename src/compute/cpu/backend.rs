@@ -13,8 +13,8 @@ use crate::compute::cpu::gemm::{Isa, OuterScratch, Packed, matmul, outer};
 use crate::compute::cpu::head;
 use crate::compute::cpu::rows::{self, multiversion};
 use crate::compute::ops::{
-    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, PAGE, Span,
-    Weight,
+    AdamW, Angles, Backend, Draw, Drawn, HeadReport, HeadTarget, Heads, LayerKv, MomentPrecision, Norms, PAGE, Seat,
+    Span, Weight, WeightOf,
 };
 use crate::error::{Error, Result};
 
@@ -172,6 +172,9 @@ fn width(heads: Heads) -> usize {
     (heads.num_heads + 2 * heads.num_kv_heads) * heads.head_dim
 }
 
+/// There are none: the host takes part in every step.
+pub enum NoSeats {}
+
 impl Backend for CpuBackend {
     type Buf = CpuBuf;
     type Act = CpuBuf;
@@ -181,7 +184,10 @@ impl Backend for CpuBackend {
     type Kv = CpuKv;
     type Batch = CpuBatch;
     type Reports = Vec<HeadReport>;
+    type Seats = NoSeats;
     type Clip = CpuClip;
+
+    const MAX_ROWS: usize = 1024;
 
     fn describe(&self) -> String {
         format!("{} CPU threads", self.num_threads())
@@ -352,12 +358,11 @@ impl Backend for CpuBackend {
         Ok(CpuBatch { tokens: tokens.to_vec(), spans: spans.iter().map(own).collect() })
     }
 
-    fn embed(&self, batch: &CpuBatch, table_vd: &CpuBuf, d: usize) -> Result<CpuBuf> {
-        let mut x = self.scratch(batch.tokens.len() * d)?;
-        for (t, row) in batch.tokens.iter().zip(x.chunks_exact_mut(d)) {
+    fn embed(&self, batch: &CpuBatch, table_vd: &CpuBuf, d: usize, x_td: &mut CpuBuf) -> Result<()> {
+        for (t, row) in batch.tokens.iter().zip(x_td.chunks_exact_mut(d)) {
             row.copy_from_slice(&table_vd[*t as usize * d..][..d]);
         }
-        Ok(x)
+        Ok(())
     }
 
     fn embed_backward(&self, batch: &CpuBatch, dx_td: &CpuBuf, d: usize, dtable_vd: &mut CpuBuf) -> Result<()> {
@@ -623,6 +628,37 @@ impl Backend for CpuBackend {
             }
         }
         Ok(drawn)
+    }
+
+    fn seats(&self, _: Heads, _: usize, _: usize, _: usize) -> Result<Option<NoSeats>> {
+        Ok(None)
+    }
+
+    fn take_seats(&self, seats: &mut NoSeats, _: &[Seat<'_>], _: &[(usize, &[u32])]) -> Result<()> {
+        match *seats {}
+    }
+
+    fn seat_rows(&self, seats: &NoSeats, _: usize) -> usize {
+        match *seats {}
+    }
+
+    fn step_seats<'x>(
+        &self,
+        seats: &mut NoSeats,
+        _: (usize, usize),
+        _: WeightOf<'_, Self>,
+        _: u64,
+        _: impl FnOnce(&CpuBatch) -> Result<&'x CpuBuf>,
+    ) -> Result<()> {
+        match *seats {}
+    }
+
+    fn begin_seats(&self, seats: &mut NoSeats) -> Result<()> {
+        match *seats {}
+    }
+
+    fn seats_drew(&self, seats: &mut NoSeats, _: usize) -> Result<(Vec<Drawn>, f64)> {
+        match *seats {}
     }
 
     fn logits(&self, x_td: &CpuBuf, d: usize, head: Weight<'_, CpuBuf, CpuLinear>) -> Result<Vec<f32>> {

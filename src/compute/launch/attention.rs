@@ -7,7 +7,9 @@
 
 use half::bf16;
 
-pub use crate::compute::launch::attention_plan::{CHUNK, DecodePlan, DecodeSeq, NO_SLOT, RopePlan, SpanPlan};
+pub use crate::compute::launch::attention_plan::{
+    CHUNK, DecodePlan, DecodeSeq, DecodeWork, NO_SLOT, RopePlan, SpanPlan,
+};
 use crate::compute::launch::attention_plan::{TILE_ROWS, as_u32};
 use crate::compute::launch::device::{Device, Entry, Shape, View, ViewMut, args};
 use crate::compute::ops::{Heads, PAGE};
@@ -374,12 +376,17 @@ pub fn attention_backward_kv(
 /// Scratch of decoding, of [`DecodePlan::scratch`] floats: outputs, and maxima with sums.
 pub type Parts<'a, 'b> = (&'a mut ViewMut<'b, f32>, &'a mut ViewMut<'b, f32>);
 
-fn check_decode(heads: Heads, plan: &DecodePlan, q: &View<'_, bf16>, (k, v): Layer<'_>, parts: &Parts<'_, '_>) {
+fn check_decode(heads: Heads, work: &DecodeWork<'_>, q: &View<'_, bf16>, (k, v): Layer<'_>, parts: &Parts<'_, '_>) {
     check_heads(heads);
     let width = heads.num_heads * heads.head_dim;
-    assert_eq!(q.len(), plan.sequences.len() * width, "a row per sequence");
-    assert_eq!((parts.0.len(), parts.1.len()), plan.scratch(heads), "scratch of the plan");
-    assert!(plan.num_pages <= num_pages(heads, k.len(), v.len()), "the plan's pages are inside the layer");
+    assert_eq!(q.len(), work.sequences.len() / 2 * width, "a row per sequence");
+    check_scratch(heads, work, parts.0.len(), parts.1.len());
+    assert!(work.num_pages <= num_pages(heads, k.len(), v.len()), "the plan's pages are inside the layer");
+}
+
+fn check_scratch(heads: Heads, work: &DecodeWork<'_>, outputs: usize, sums: usize) {
+    let parts = work.num_parts * heads.num_heads;
+    assert!(outputs >= parts * heads.head_dim && sums >= parts * 2, "scratch for {parts} parts");
 }
 
 /// Parts of the chunks that belong to one sequence each.
@@ -389,19 +396,21 @@ fn check_decode(heads: Heads, plan: &DecodePlan, q: &View<'_, bf16>, (k, v): Lay
 pub fn attention_decode(
     device: &Device,
     heads: Heads,
-    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    work: &DecodeWork<'_>,
     q_thc: &View<'_, bf16>,
     layer: Layer<'_>,
     parts: Parts<'_, '_>,
 ) -> Result<()> {
-    check_decode(heads, plan, q_thc, layer, &parts);
+    check_decode(heads, work, q_thc, layer, &parts);
     let entry =
         by_width(heads, "attention_decode", ["attention_decode_32", "attention_decode_64", "attention_decode_128"]);
-    let [sequences, starts, own, _, _, pages] = plan.parts(packed);
-    let (h, g, units) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), plan.own.len() * heads.num_kv_heads);
-    let (q, kv, to, items) = (q_thc.at(), (layer.0.at(), layer.1.at()), (parts.0.at(), parts.1.at()), plan.own.len());
-    let args = args![q, kv.0, kv.1, sequences, starts, own, pages, to.0, to.1, as_i32(items), h, g, heads.scale()];
-    let shape = Shape::new((as_u32(units.div_ceil(DECODE_WARPS)), 1, 1), DECODE_WARPS as u32 * 32);
+    let (h, g, items) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads), work.own.len() / 2);
+    let (q, kv, to) = (q_thc.at(), (layer.0.at(), layer.1.at()), (parts.0.at(), parts.1.at()));
+    let (sequences, starts, own, pages) = (work.sequences.at(), work.starts.at(), work.own.at(), work.pages.at());
+    let (not_own, n) = (work.not_own.map_or(0, |v| v.at()), as_i32(items));
+    let args = args![q, kv.0, kv.1, sequences, starts, own, not_own, pages, to.0, to.1, n, h, g, heads.scale()];
+    let blocks = (items * heads.num_kv_heads).div_ceil(DECODE_WARPS);
+    let shape = Shape::new((as_u32(blocks), 1, 1), DECODE_WARPS as u32 * 32);
     // SAFETY: one warp per chunk and group, the others leave; the plan's pages and parts are inside, as asserted.
     unsafe { device.launch(entry, shape.smem(decode_smem(heads)), args) }
 }
@@ -418,19 +427,20 @@ fn decode_smem(heads: Heads) -> u32 {
 pub fn attention_shared(
     device: &Device,
     heads: Heads,
-    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    work: &DecodeWork<'_>,
     q_thc: &View<'_, bf16>,
     layer: Layer<'_>,
     parts: Parts<'_, '_>,
 ) -> Result<()> {
-    check_decode(heads, plan, q_thc, layer, &parts);
+    check_decode(heads, work, q_thc, layer, &parts);
     let entry =
         by_width(heads, "attention_forward", ["attention_shared_32", "attention_shared_64", "attention_shared_128"]);
-    let [sequences, starts, _, shared, members, pages] = plan.parts(packed);
+    let (sequences, starts, shared) = (work.sequences.at(), work.starts.at(), work.shared.at());
+    let (members, pages) = (work.members.at(), work.pages.at());
     let (h, g) = (as_i32(heads.num_heads), as_i32(heads.num_kv_heads));
     let (q, kv, to) = (q_thc.at(), (layer.0.at(), layer.1.at()), (parts.0.at(), parts.1.at()));
     let args = args![q, kv.0, kv.1, sequences, starts, shared, members, pages, to.0, to.1, h, g, heads.scale()];
-    let shape = Shape::new(tile_grid(heads, plan.shared.len()), THREADS).smem(tile_smem(heads, 1, 3, false));
+    let shape = Shape::new(tile_grid(heads, work.shared.len() / 3), THREADS).smem(tile_smem(heads, 1, 3, false));
     // SAFETY: one block per shared chunk and group; the plan's pages and parts are inside, as asserted.
     unsafe { device.launch(entry, shape, args) }
 }
@@ -442,18 +452,18 @@ pub fn attention_shared(
 pub fn attention_merge(
     device: &Device,
     heads: Heads,
-    (plan, packed): (&DecodePlan, &View<'_, u32>),
+    work: &DecodeWork<'_>,
     (part_o, part_ml): (&View<'_, f32>, &View<'_, f32>),
     out_thc: &mut ViewMut<'_, bf16>,
     lse_th: &mut ViewMut<'_, f32>,
 ) -> Result<()> {
     check_heads(heads);
-    let (c, s) = (heads.head_dim, plan.sequences.len());
-    assert_eq!((part_o.len(), part_ml.len()), plan.scratch(heads), "scratch of the plan");
+    let (c, s) = (heads.head_dim, work.sequences.len() / 2);
+    check_scratch(heads, work, part_o.len(), part_ml.len());
     assert_eq!((out_thc.len(), lse_th.len()), (s * heads.num_heads * c, s * heads.num_heads), "{s} rows");
     let entry = Entry { file: "attention_decode", name: "attention_merge" };
-    let [_, starts, ..] = plan.parts(packed);
-    let args = args![starts, part_o.at(), part_ml.at(), out_thc.at(), lse_th.at(), as_i32(heads.num_heads), as_i32(c)];
+    let (lists, parts, h) = ((work.sequences.at(), work.starts.at()), (part_o.at(), part_ml.at()), heads.num_heads);
+    let args = args![lists.0, lists.1, parts.0, parts.1, out_thc.at(), lse_th.at(), as_i32(h), as_i32(c)];
     let grid = (as_u32(s), as_u32((heads.num_heads * c / 4).div_ceil(THREADS as usize)), 1);
     // SAFETY: blocks cover all columns of all rows; lengths are asserted above.
     unsafe { device.launch(entry, Shape::new(grid, THREADS), args) }

@@ -267,8 +267,8 @@ impl DecodePlan {
         [self.sequences.as_flattened(), &self.starts, own, shared, &self.members, &self.pages].concat()
     }
 
-    /// Addresses of sequences, starts, own chunks, shared chunks, members and pages in the uploaded array.
-    pub(super) fn parts(&self, packed: &View<'_, u32>) -> [u64; 6] {
+    /// The plan's work, from the uploaded array.
+    pub fn work<'a>(&self, packed: &View<'a, u32>) -> DecodeWork<'a> {
         let lens = [
             2 * self.sequences.len(),
             self.starts.len(),
@@ -279,12 +279,37 @@ impl DecodePlan {
         ];
         assert_eq!(packed.len(), lens.iter().sum::<usize>(), "the plan's own array");
         let mut from = 0;
-        lens.map(|len| {
-            let at = packed.part(from, len).at();
+        let [sequences, starts, own, shared, members, pages] = lens.map(|len| {
             from += len;
-            at
-        })
+            packed.part(from - len, len)
+        });
+        let (num_parts, num_pages) = (self.num_parts(), self.num_pages);
+        DecodeWork { sequences, starts, own, shared, members, pages, not_own: None, num_parts, num_pages }
     }
+}
+
+/// The lists of a plan on the device: a [`DecodePlan`]'s, or those of seats, where lists may be longer than what there is
+/// to do.
+#[derive(Clone, Copy)]
+pub struct DecodeWork<'a> {
+    /// As [`DecodePlan::sequences`], and so on.
+    pub sequences: View<'a, u32>,
+    /// Where each sequence's parts begin, at least.
+    pub starts: View<'a, u32>,
+    /// (sequence, chunk); chunks past a sequence's keys are passed over.
+    pub own: View<'a, u32>,
+    /// (chunk, where its sequences begin, how many); 0 sequences are passed over.
+    pub shared: View<'a, u32>,
+    /// Sequences of shared chunks.
+    pub members: View<'a, u32>,
+    /// Pages of all sequences.
+    pub pages: View<'a, u32>,
+    /// Per sequence: how many leading chunks of `own` are passed over, because they are in `shared`.
+    pub not_own: Option<View<'a, u32>>,
+    /// Number of parts that the scratch must have room for.
+    pub num_parts: usize,
+    /// Pages that the layer must have.
+    pub num_pages: usize,
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl Element for u16 {}
 impl Element for u8 {}
 
 /// Turns a driver's answer into an error that says what was being done.
-fn check(code: CUresult, doing: &str) -> Result<()> {
+pub(super) fn check(code: CUresult, doing: &str) -> Result<()> {
     check_as(code, || doing.to_owned())
 }
 
@@ -146,7 +146,6 @@ impl Shape {
         Shape { cluster, ..self }
     }
 
-    /// Number of blocks.
     fn blocks(self) -> u64 {
         u64::from(self.grid.0) * u64::from(self.grid.1) * u64::from(self.grid.2)
     }
@@ -339,9 +338,13 @@ impl Device {
     }
 
     /// Makes the context current in this thread.
-    fn enter(&self) -> Result<()> {
+    pub(super) fn enter(&self) -> Result<()> {
         // SAFETY: the context lives as long as `self`.
         check(unsafe { sys::cuCtxSetCurrent(self.0.context) }, "entering the CUDA context")
+    }
+
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.0.stream
     }
 
     /// Waits for everything launched so far.
@@ -656,7 +659,24 @@ impl Drop for Mark {
     }
 }
 
+// SAFETY: handles of the driver may be used from any thread; each use first makes the context current.
+unsafe impl Send for Mark {}
+
 impl Mark {
+    /// Marks this point of the stream instead.
+    pub(in crate::compute) fn again(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: event and stream live.
+        check(unsafe { sys::cuEventRecord(self.event, self.device.0.stream) }, "recording an event")
+    }
+
+    /// Waits until the device has come here.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.enter()?;
+        // SAFETY: the event lives.
+        check(unsafe { sys::cuEventSynchronize(self.event) }, "waiting for an event")
+    }
+
     /// Seconds that the device took from an earlier mark to this one, which it waits for.
     ///
     /// # Errors
