@@ -150,7 +150,7 @@ pub fn on_visible(question: &Question, answer: &str, compare: bool) -> Option<Re
         Question::Task(task) if task.kind == TaskKind::Induction => Request {
             program: answer.to_owned(),
             calls: task.shown_pairs().iter().map(|p| call(&p.input, Some(&p.output))).collect(),
-            profile: Profile::Answer,
+            profile: Profile::Program,
         },
         Question::Code(code) => Request {
             program: whole_program(code, answer),

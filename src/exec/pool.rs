@@ -73,7 +73,7 @@ impl PoolConfig {
     pub fn limits(&self, profile: Profile) -> Limits {
         let cpu_ms = match profile {
             Profile::Propose => self.cpu_ms_propose,
-            Profile::Answer => self.cpu_ms_answer,
+            Profile::Answer | Profile::Program => self.cpu_ms_answer,
             Profile::Run => self.cpu_ms_run,
         };
         Limits { cpu_ms, wall_ms: cpu_ms * self.wall_factor, memory_bytes: self.memory_bytes }
@@ -339,6 +339,7 @@ impl Supervisor {
             reverse: Reverse::No,
             repeat: request.profile == Profile::Propose,
             limits: limits.unwrap_or_else(|| self.config.limits(request.profile)),
+            stop_when_late: matches!(request.profile, Profile::Propose | Profile::Program),
         };
         verdict.calls = self.run(0, &job, &mut verdict);
         for ((outcome, call), expected) in verdict.calls.iter_mut().zip(&request.calls).zip(&expected) {

@@ -16,6 +16,9 @@ pub enum Profile {
     Propose,
     /// A program that is judged by its outputs: syntax policy, looser limits, one run.
     Answer,
+    /// An answer that is a program, to be right in all its calls: as an answer, but a call that goes over a time limit ends it.
+    #[serde(skip)]
+    Program,
     /// A program from elsewhere: no policy, and calls are Python source, run after the program in its module. Only the
     /// sandbox stands between it and the machine, as it does for the others.
     Run,
@@ -219,6 +222,9 @@ pub struct Job {
     pub repeat: bool,
     /// Limits of one call.
     pub limits: Limits,
+    /// Whether the calls after one that went over a time limit are not run, and end as it did: a program that hangs for all of
+    /// its inputs costs one limit.
+    pub stop_when_late: bool,
 }
 
 /// What a second run turns round, to see whether it makes a difference.

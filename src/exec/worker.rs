@@ -317,6 +317,7 @@ fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
         reverse: Reverse::No,
         repeat: true,
         limits: Limits { cpu_ms: 0, wall_ms: 0, memory_bytes: 0 },
+        stop_when_late: false,
     };
     for _ in 0..20 {
         child::run_calls(&warm, &job, &[0], &mut |_| true);
@@ -421,8 +422,11 @@ fn run_job(warm: &Warm<'_>, job: &Job, slot: &Slot) -> JobResult {
         }
         done += known;
         if known == 0 {
-            result.calls[order[done]] = death.unwrap_or(Outcome::Crash);
-            done += 1;
+            let outcome = death.unwrap_or(Outcome::Crash);
+            let late = matches!(outcome, Outcome::TimeoutCpu | Outcome::TimeoutWall);
+            let until = if job.stop_when_late && late { order.len() } else { done + 1 };
+            order[done..until].iter().for_each(|at| result.calls[*at] = outcome.clone());
+            done = until;
         }
     }
     result

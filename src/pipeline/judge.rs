@@ -80,7 +80,7 @@ impl Judge {
                     let calls = task.hidden_pairs().iter().map(|p| call(&p.input, &p.output)).collect();
                     let tag = ids[0];
                     self.waiting.insert(tag, Waiting::Program(ids));
-                    outbox.push_back((tag, Request { program: program.to_owned(), calls, profile: Profile::Answer }));
+                    outbox.push_back((tag, Request { program: program.to_owned(), calls, profile: Profile::Program }));
                 }
             }
             _ => {}

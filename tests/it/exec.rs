@@ -179,6 +179,19 @@ fn a_call_that_dies_does_not_touch_its_neighbours() {
 }
 
 #[test]
+fn what_follows_a_hang_of_a_program_to_be_right_throughout_is_not_run() {
+    let program = "def f(x):\n    while x == 1: pass\n    return x * 10";
+    let args = ["0", "1", "3", "4"];
+    let late = Outcome::TimeoutCpu;
+    for profile in [Profile::Program, Profile::Propose] {
+        let verdict = &run(vec![request(program, &args, None, profile)])[0];
+        assert_eq!(verdict.calls, [value("0"), late.clone(), late.clone(), late.clone()]);
+    }
+    let verdict = &run(vec![request(program, &args, None, Profile::Answer)])[0];
+    assert_eq!(verdict.calls, [value("0"), late, value("30"), value("40")], "answers to one task stand alone");
+}
+
+#[test]
 fn hangs_leave_no_process_and_no_descriptor_behind() {
     let open = || std::fs::read_dir("/proc/self/fd").expect("proc is mounted").count();
     let pool = Pool::start(&config()).expect("the pool starts");
