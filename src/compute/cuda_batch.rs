@@ -64,6 +64,7 @@ pub struct CudaSeats {
     arrivals: [Pinned<DrawnRow>; FLIGHTS],
     /// Where steps begin and end: of those on their way and the one before.
     marks: [Option<[Mark; 2]>; FLIGHTS + 1],
+    begun: bool,
     launched: usize,
     landed: usize,
 }
@@ -134,13 +135,17 @@ impl CudaSeats {
             graphs: HashMap::new(),
             arrivals: [Pinned::new(device, capacity)?, Pinned::new(device, capacity)?],
             marks: [const { None }; FLIGHTS + 1],
+            begun: false,
             launched: 0,
             landed: 0,
         })
     }
 
-    /// The next step's work begins here.
+    /// The next step's work begins here, if it has not begun: prompts may come before it.
     pub(super) fn begin(&mut self, device: &Device) -> Result<()> {
+        if std::mem::replace(&mut self.begun, true) {
+            return Ok(());
+        }
         let marks = &mut self.marks[self.launched % (FLIGHTS + 1)];
         match marks {
             Some([begin, _]) => begin.again()?,
@@ -192,6 +197,7 @@ impl CudaSeats {
         if let Some([_, end]) = &self.marks[self.launched % (FLIGHTS + 1)] {
             end.again()?;
         }
+        self.begun = false;
         self.launched += 1;
         Ok(())
     }

@@ -442,7 +442,8 @@ impl Scheduler {
         let mut completions = Vec::new();
         for (seat, id) in flight {
             // One that has ended in the meantime drew once too often.
-            let Some(s) = self.samples[*seat].as_mut().filter(|s| s.request.id == *id) else { continue };
+            let known = self.samples.get_mut(*seat).and_then(Option::as_mut);
+            let Some(s) = known.filter(|s| s.request.id == *id) else { continue };
             let drawn = drawn(*seat);
             s.flying -= 1;
             s.tokens.push(drawn.token);

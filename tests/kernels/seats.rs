@@ -21,7 +21,7 @@ const HEADS: Heads = Heads { num_heads: 2, num_kv_heads: 1, head_dim: 32 };
 const DRAWS: [u32; 4] = [5, 6, 7, 8];
 const STOP: u32 = 7;
 
-/// Three seats over a page's end: one draws all, one stops at a token, one has two tokens left.
+/// `take_seats` and `next_tokens`: three seats over a page's end, of which one draws all, one stops at a token, one has two tokens left.
 fn check_seats(device: &Device) -> Outcome {
     let wrong = |e: azr::Error| e.to_string();
     let mut state = SeatState::new(device, HEADS, 8, 64).map_err(wrong)?;
