@@ -170,7 +170,9 @@ pub fn policies(data: &[u8]) {
         assert!(clean.is_empty() || normal_form(&clean).is_some(), "cleaning keeps a program a program: {clean:?}");
     }
     if let Ok(program) = source::with_entry_point(&text, FunctionRule::Any) {
-        assert_eq!(normal_form(&program), form, "renaming the entry point changes no normal form");
+        // A name that has to make room for the entry point's may be one that the program does not define.
+        let made_room = program.contains("f_") && !text.contains("f_");
+        assert!(made_room || normal_form(&program) == form, "renaming the entry point changes no normal form");
     }
 }
 

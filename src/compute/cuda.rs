@@ -383,14 +383,14 @@ impl Backend for CudaBackend {
             let plan = SpanPlan::new(heads, others);
             Some((self.device.upload(&plan.packed())?, plan)).map(|(packed, plan)| (plan, packed))
         };
-        Ok(CudaBatch::Given(Given {
+        Ok(CudaBatch::Given(Box::new(Given {
             tokens: tokens.to_vec(),
             token_ids: self.device.upload(tokens)?,
             positions: self.device.upload(&rope.positions)?,
             slots: self.device.upload(&rope.slots)?,
             decode,
             spans,
-        }))
+        })))
     }
 
     fn embed(&self, batch: &CudaBatch, table_vd: &CudaParam, d: usize, x_td: &mut Buf<bf16>) -> Result<()> {

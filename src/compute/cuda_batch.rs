@@ -23,7 +23,7 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// A batch on the device.
 pub enum CudaBatch {
     /// Tokens of the host's. Sequences that decode one token come first; the others follow.
-    Given(Given),
+    Given(Box<Given>),
     /// The first seats.
     Seated(Box<Seated>),
 }

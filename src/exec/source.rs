@@ -111,16 +111,21 @@ impl<'a> Visitor<'a> for CountDefs {
     }
 }
 
-/// The source with a name replaced wherever it stands as a name (not as an attribute, keyword or in a string).
+/// The source with a name replaced wherever it stands as a name (not as an attribute, keyword or in a string). What has the
+/// new name already gets another one.
 pub fn rename(source: &str, from: &str, to: &str) -> Option<String> {
     with_tree(source, |module| {
+        let mut other = format!("{to}_");
+        while source.contains(&other) {
+            other.push('_');
+        }
         let (mut out, mut copied, mut after_dot) = (String::new(), 0, false);
         for token in module.tokens() {
             let range = token.range();
             let text = &source[range];
-            if token.kind() == TokenKind::Name && !after_dot && text == from {
+            if token.kind() == TokenKind::Name && !after_dot && from != to && (text == from || text == to) {
                 out.push_str(&source[copied..range.start().to_usize()]);
-                out.push_str(to);
+                out.push_str(if text == from { to } else { &other });
                 copied = range.end().to_usize();
             }
             after_dot = token.kind() == TokenKind::Dot;
@@ -358,6 +363,17 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn renaming_keeps_names_apart() {
+        let renamed = |source| rename(source, "g", "f");
+        let source = "def f(x): return x\ndef g(x): return f(x) + x.g + x.f";
+        let expected = "def f_(x): return x\ndef f(x): return f_(x) + x.g + x.f";
+        assert_eq!(renamed(source).as_deref(), Some(expected));
+        assert_eq!(renamed("def g(f, f_): return f").as_deref(), Some("def f(f__, f_): return f__"));
+        assert_eq!(rename("def f(x): return f(x)", "f", "f").as_deref(), Some("def f(x): return f(x)"));
+        assert_eq!(renamed("def g(:"), None);
+    }
 
     #[test]
     fn the_only_function_becomes_the_entry_point_with_its_calls() {

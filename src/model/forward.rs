@@ -4,6 +4,7 @@
 //! backward pass needs of every layer ([`LayerActs`]); rollout reuses one.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::compute::ops::{Angles, Backend, Draw, Drawn, Heads, LayerKv, Norms, PAGE, Seat, Span, Weight, WeightOf};
 use crate::error::{Error, Result};
@@ -343,12 +344,14 @@ impl<B: Backend> Decoder<B> {
     pub fn step_seats(&self, kv: &B::Kv, seats: &mut Seats<B>, count: usize, longest: usize, seed: u64) -> Result<()> {
         let (b, Seats { seats, acts }) = (&self.backend, seats);
         let t = b.seat_rows(seats, count);
-        if !acts.contains_key(&t) {
-            let mut layer = self.layer_acts(b, t, false)?;
-            layer.raw = Some(b.act(t * self.fused_width())?);
-            acts.insert(t, (b.act(t * self.spec.hidden_size)?, layer));
-        }
-        let acts = acts.get_mut(&t).expect("just made");
+        let acts = match acts.entry(t) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => {
+                let mut layer = self.layer_acts(b, t, false)?;
+                layer.raw = Some(b.act(t * self.fused_width())?);
+                free.insert((b.act(t * self.spec.hidden_size)?, layer))
+            }
+        };
         b.step_seats(seats, (count, longest), self.head(), seed, |batch| {
             self.hidden_of(b, batch, t, kv, acts)?;
             Ok(&acts.1.normed)
