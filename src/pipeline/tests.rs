@@ -14,6 +14,7 @@ use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::samples;
 use crate::rollout::engine::{Completion, Finish};
+use crate::selfplay::advantage::Baseline;
 use crate::selfplay::buffer::{Buffers, ReferenceSampling};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SelfPlayConfig};
@@ -178,6 +179,21 @@ fn every_task_type_and_role_has_a_baseline_of_its_own() {
         // One baseline for all would blame deduction's solutions, which are all alike.
         let alike = which == Config { kind: TaskKind::Deduction, role: Role::Solve };
         assert_eq!(of.iter().all(|s| s.advantage == 0.0), alike, "{which}");
+    }
+}
+
+#[test]
+fn a_trained_probe_is_measured_against_its_siblings() {
+    let mut round = round();
+    round.proposals.iter_mut().flat_map(|p| &mut p.probes).for_each(|probe| probe.format_ok = true);
+    let config = SelfPlayConfig { train_on_probes: true, baseline: Baseline::Task, ..SelfPlayConfig::default() };
+    let all = samples(&round, &Seen::default(), &config);
+    for p in round.proposals.iter().filter(|p| p.task.is_some()) {
+        let of = |id: u64| all.iter().find(|s| s.id == id).expect("probes are trained on").advantage;
+        let advantages: Vec<f64> = p.probes.iter().map(|probe| of(probe.id)).collect();
+        assert!(advantages.iter().sum::<f64>().abs() < 1e-9, "{advantages:?}");
+        let mixed = p.success_rate().is_some_and(|rate| rate > 0.0 && rate < 1.0);
+        assert_eq!(advantages.iter().any(|a| *a != 0.0), mixed, "{advantages:?}");
     }
 }
 

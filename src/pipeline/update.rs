@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::pipeline::config::TrainConfig;
 use crate::pipeline::generate::{Attempt, Proposal, Round};
 use crate::rollout::engine::Completion;
-use crate::selfplay::advantage::whiten;
+use crate::selfplay::advantage::{Baseline, whiten, whiten_by_task};
 use crate::selfplay::config::SelfPlayConfig;
 use crate::selfplay::intrinsic::{Seen, terms};
 use crate::selfplay::reward;
@@ -40,6 +40,13 @@ pub struct Sample<'a> {
     pub advantage: f64,
 }
 
+impl Sample<'_> {
+    /// What the probes of one proposal have in common, and nothing else has: the id without the probe's number.
+    fn task(&self) -> u64 {
+        self.id >> 8
+    }
+}
+
 /// Trained samples of a round with rewards and advantages, configuration after configuration.
 pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Vec<Sample<'a>> {
     let mut all = Vec::new();
@@ -63,7 +70,12 @@ pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Ve
         group.sort_by_key(|s| s.id);
         let rewards: Vec<f64> = group.iter().map(|s| s.reward).collect();
         let lens: Vec<usize> = group.iter().map(|s| s.completion.tokens.len()).collect();
-        for (sample, advantage) in group.iter_mut().zip(whiten(&rewards, &lens, config.baseline)) {
+        let advantages = if config.baseline == Baseline::Task {
+            whiten_by_task(&rewards, &group.iter().map(Sample::task).collect::<Vec<_>>())
+        } else {
+            whiten(&rewards, &lens, config.baseline)
+        };
+        for (sample, advantage) in group.iter_mut().zip(advantages) {
             sample.advantage = advantage;
         }
         all.extend(group);
