@@ -75,6 +75,9 @@ pub struct Drawn {
     pub entropy: f32,
 }
 
+/// Most stop tokens of a [`Seat`].
+pub const MAX_STOPS: usize = 8;
+
 /// A sequence that sits down to decode on the device.
 #[derive(Debug, Clone, Copy)]
 pub struct Seat<'a> {
@@ -86,7 +89,7 @@ pub struct Seat<'a> {
     pub pos: usize,
     /// How to draw: without top-k and top-p.
     pub draw: Draw,
-    /// Tokens after which it ends.
+    /// Tokens after which it ends, at most [`MAX_STOPS`].
     pub stop: &'a [u32],
     /// Tokens that may still be drawn.
     pub left: usize,

@@ -83,73 +83,8 @@ class FileIO(_io._RawIOBase):
 _io.FileIO = FileIO
 ";
 
-/// Gaps of RustPython 0.5.0, closed in Python: `fromkeys` is also called on instances; rounding goes by the decimal digits
-/// of the exact value; a str's width counts after the cut, and its characters are no bytes; floats without a type letter keep
-/// a digit behind the point, and exponents have no thousands. And how a set that gives its members in another order takes one off.
-const PATCHES: &str = "\
-def fromkeys(cls, iterable, value=None, /):
-    d = cls()
-    for key in iterable:
-        d[key] = value
-    return d
-def rounded(self, ndigits=None, /, plain=float.__round__):
-    if type(ndigits) is not int or not 0 <= ndigits < 300 or self - self != 0.0:
-        return plain(self, ndigits)
-    return float('%.*f' % (ndigits, self))
-ALIGN = ('<', '>', '^', '=')
-def format_str(self, spec, /, plain=str.__format__):
-    at = spec.find('.', 2 if spec[1:2] in ALIGN else 0)
-    digits = spec[at + 1:].removesuffix('s')
-    if at < 0 or not digits.isdigit():
-        return plain(self, spec)
-    return plain(self[:int(digits)], spec[:at])
-def format_float(self, spec, /, plain=float.__format__):
-    fill = spec[:1] if spec[1:2] in ALIGN else ''
-    head, dot, digits = spec[len(fill):].partition('.')
-    align = head[:1] if head[:1] in ALIGN else ''
-    sign = head[len(align):len(align) + 1]
-    sign = sign if sign in ('+', '-', ' ') else ''
-    width = head[len(align) + len(sign):]
-    text = plain(self, spec)
-    if 'e' in text.lower() and (',' in width or '_' in width):
-        return plain(self, fill + head.replace(',', '').replace('_', '') + dot + digits)
-    if not digits.isdigit() or self - self != 0.0 or align == '=' or (width and (width[0] == '0' or not width.isdigit())):
-        return text
-    places = max(int(digits), 1)
-    text = plain(self, '%s.%dg' % (sign, places))
-    if 'e' not in text:
-        mantissa, _, exponent = plain(self, '%s.%de' % (sign, places - 1)).partition('e')
-        if int(exponent) == places - 1:
-            text = (mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa) + 'e' + exponent
-        elif '.' not in text:
-            text += '.0'
-    return text.__format__(fill + (align or '>') + width) if width else text
-def format_int(self, spec, /, plain=int.__format__):
-    return format_float(float(self), spec) if spec[-1:] in ('e', 'E', 'g', 'G') else plain(self, spec)
-def zfill(self, width, /, plain=str.zfill):
-    if self.isascii() or type(width) is not int:
-        return plain(self, width)
-    at = self[:1] in ('+', '-')
-    return self[:at] + '0' * (width - len(self)) + self[at:]
-def count(self, sub, /, *span, plain=str.count):
-    if sub == '' and not self.isascii():
-        self = 'x' * len(self)
-    return plain(self, sub, *span)
-def replace(self, old, new, /, count=-1, plain=str.replace):
-    if old != '' or self.isascii() or type(new) is not str or type(count) is not int:
-        return plain(self, old, new, count)
-    if count < 0 or count > len(self):
-        return new + ''.join([c + new for c in self])
-    return ''.join([new + c for c in self[:count]]) + self[count:]
-def pop(self, /):
-    for item in self:
-        pass
-    try:
-        self.remove(item)
-    except NameError:
-        raise KeyError('pop from an empty set') from None
-    return item
-";
+/// Gaps of RustPython 0.5.0 that are closed in Python.
+const PATCHES: &str = include_str!("shim/patches.py");
 
 /// A program of the usual kind.
 const WARM_PROGRAM: &str = "\

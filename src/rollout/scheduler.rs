@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::compute::ops::{Draw, Drawn, PAGE, Seat};
+use crate::compute::ops::{Draw, Drawn, MAX_STOPS, PAGE, Seat};
 use crate::error::{Error, Result};
 use crate::rollout::pages::PagePool;
 
@@ -167,14 +167,15 @@ pub struct Scheduler {
     /// By seat.
     samples: Vec<Option<Sample>>,
     running: usize,
-    /// Requests, taken in and not ended, that are drawn from whole logits.
+    /// Requests, taken in and not ended, that are nothing for a seat.
     unusual: usize,
     /// Most tokens of a sample so far.
     longest: usize,
 }
 
+/// Whether a request is nothing for a seat.
 fn is_unusual(request: &SampleRequest) -> bool {
-    request.top_k != 0 || request.top_p < 1.0
+    request.top_k != 0 || request.top_p < 1.0 || request.stop.len() > MAX_STOPS
 }
 
 impl Scheduler {
@@ -617,6 +618,20 @@ mod tests {
             prop_assert_eq!(all.len(), requests.len());
             prop_assert_eq!(run(narrow, &requests, &arrivals, late), all);
         }
+    }
+
+    #[test]
+    fn a_request_with_more_stop_tokens_than_a_seat_knows_is_the_hosts() {
+        let with = |n: usize| SampleRequest {
+            id: 0,
+            prompt: Arc::new([1]),
+            max_new: 1,
+            stop: (0..n as u32).collect(),
+            temperature: 1.0,
+            top_p: 1.0,
+            top_k: 0,
+        };
+        assert!(!is_unusual(&with(MAX_STOPS)) && is_unusual(&with(MAX_STOPS + 1)));
     }
 
     #[test]

@@ -9,13 +9,11 @@ use crate::compute::launch::attention::{CHUNK, DecodeWork, NO_SLOT};
 use crate::compute::launch::attention_plan::{TILE_ROWS, as_u32};
 use crate::compute::launch::device::{Buf, Device, Element, Entry, Shape as Grid, View, args};
 use crate::compute::launch::head::{DrawnRow, HeadRow};
-use crate::compute::ops::{Heads, PAGE, Seat};
+use crate::compute::ops::{Heads, MAX_STOPS, PAGE, Seat};
 use crate::error::Result;
 
 /// Threads of the kernels.
 const THREADS: usize = 128;
-/// Stop tokens that a seat knows.
-const STOPS: usize = 8;
 /// Rows up to which batches double; larger ones grow by as many.
 const FINE_ROWS: usize = 64;
 /// Fewest rows of a batch, and fewest shared chunks when there are any.
@@ -45,14 +43,14 @@ struct SeatRow {
     token: u32,
     left: u32,
     unused: [u32; 2],
-    stops: [u32; STOPS],
+    stops: [u32; MAX_STOPS],
 }
 
 impl Element for SeatRow {}
 
 impl SeatRow {
     fn new(seat: &Seat<'_>) -> Self {
-        let mut stops = [u32::MAX; STOPS];
+        let mut stops = [u32::MAX; MAX_STOPS];
         stops.iter_mut().zip(seat.stop).for_each(|(to, token)| *to = *token);
         let head = HeadRow::draw(as_u32(seat.seat), &seat.draw, as_u32(seat.pos + 1));
         SeatRow { head, token: seat.token, left: as_u32(seat.left), unused: [0; 2], stops }
@@ -105,7 +103,7 @@ impl SeatState {
             rows: device.upload(&(0..capacity).map(|s| HeadRow::logits(as_u32(s))).collect::<Vec<_>>())?,
             sequences: device.zeros(2 * capacity)?,
             left: device.zeros(capacity)?,
-            stops: device.zeros(STOPS * capacity)?,
+            stops: device.zeros(MAX_STOPS * capacity)?,
             tables: device.zeros(capacity * stride)?,
             sharing: device.zeros(2 * capacity + 3 * max_shared)?,
             lists: BTreeMap::new(),
@@ -131,6 +129,7 @@ impl SeatState {
         let (mut rows, mut tables) = (Vec::with_capacity(seats.len()), vec![0; seats.len() * self.stride]);
         for (seat, table) in seats.iter().zip(tables.chunks_exact_mut(self.stride)) {
             assert!(seat.seat < self.capacity && seat.left > 0, "an empty seat, and something to draw");
+            assert!(seat.stop.len() <= MAX_STOPS, "a seat knows all that ends it");
             assert!((seat.pos + seat.left).div_ceil(PAGE) <= seat.pages.len(), "pages for the longest course");
             table[..seat.pages.len()].copy_from_slice(seat.pages);
             self.num_pages = seat.pages.iter().fold(self.num_pages, |n, p| n.max(*p as usize + 1));
