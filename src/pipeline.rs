@@ -4,6 +4,7 @@
 //! one baseline per task type and role; one update; tasks into the buffers; events. Whatever finishes first, every join
 //! goes through its records in the order of their ids before anything is summed.
 
+pub mod carry;
 pub mod config;
 pub mod generate;
 pub mod inputs;
@@ -33,6 +34,7 @@ use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
 use crate::observe::console::Console;
 use crate::observe::sinks::Sinks;
+use crate::pipeline::carry::Carried;
 use crate::pipeline::config::Config;
 use crate::pipeline::generate::{Context, Rules};
 use crate::pipeline::state::Counters;
@@ -148,15 +150,17 @@ pub fn train<B: Backend>(
         tokenizer,
         rules,
         buffers: Buffers::new(config.selfplay.buffer_size),
+        carried: Carried::default(),
         seen: Seen::default(),
         alarms: Alarms::default(),
         stop,
     };
     let mut step = 0;
     match restored {
-        Some((buffers, counters)) => {
+        Some((buffers, carried, counters)) => {
             step = counters.step;
-            (run.buffers, run.seen, run.alarms) = (buffers, counters.seen, counters.alarms);
+            (run.buffers, run.carried) = (buffers, carried);
+            (run.seen, run.alarms) = (counters.seen, counters.alarms);
             console.note(&format!("resuming after step {step}"));
         }
         None => {
@@ -267,7 +271,7 @@ fn on_alarm<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u6
 
 fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {
     let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone(), run.alarms.clone());
-    state::save(dir, &model.companions, &run.trainer, &run.buffers, &counters)
+    state::save(dir, &model.companions, &run.trainer, &run.buffers, &run.carried, &counters)
 }
 
 /// Seeds from the cache file that the configuration names, or fresh ones, which are then cached there.
@@ -279,6 +283,7 @@ fn seeds<B: Backend>(run: &mut Run<B>, console: &Console) -> Result<Buffers> {
     let rules = Rules {
         parse: parse::Rules { seeding: true, ..run.rules.parse },
         num_probes: 0,
+        straggler_tokens: 0,
         duplicates: Duplicates::Allow,
         ..run.rules.clone()
     };

@@ -61,8 +61,15 @@ pub struct StepMetrics {
     pub learning_rate: f64,
     /// Share of response tokens where the clip decided.
     pub clip_fraction: f64,
-    /// Largest difference between a token's log-probability at sampling and in the update; 0 when both are the same bits.
+    /// Largest difference between a token's log-probability at sampling and in the update, of tokens that are not stale; 0
+    /// when both are the same bits.
     pub logprob_gap: f64,
+    /// Response tokens trained on that an earlier step's weights have drawn.
+    #[serde(skip_serializing_if = "is_no_token")]
+    pub stale_tokens: u64,
+    /// Proposals and solutions left to the next step.
+    #[serde(skip_serializing_if = "is_none")]
+    pub carried: usize,
     /// Tokens sampled.
     pub sampled_tokens: u64,
     /// Tokens trained on, prompts included.
@@ -94,6 +101,10 @@ pub struct StepMetrics {
     /// Seconds of the evaluation, which are not part of the step's.
     #[serde(skip_serializing_if = "is_zero")]
     pub eval_s: f64,
+}
+
+fn is_no_token(n: &u64) -> bool {
+    *n == 0
 }
 
 fn is_none(n: &usize) -> bool {

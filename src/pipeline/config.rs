@@ -38,6 +38,11 @@ pub struct RolloutConfig {
     pub max_running: usize,
     /// Tokens that the KV cache holds; 0 chooses by `max_running`.
     pub kv_tokens: usize,
+    /// Most tokens that one step draws of a sample; what is longer goes on in the next step and is trained where it ends. 0
+    /// lets every sample end in its step.
+    pub straggler_tokens: usize,
+    /// Steps that proposals may be drawn ahead of their own, 0 or 1, so that the batch stays full while a step ends.
+    pub max_lag: usize,
 }
 
 impl Default for RolloutConfig {
@@ -49,6 +54,8 @@ impl Default for RolloutConfig {
             max_solve: 8096,
             max_running: 0,
             kv_tokens: 0,
+            straggler_tokens: 0,
+            max_lag: 0,
         }
     }
 }
@@ -297,6 +304,7 @@ impl Config {
             ("selfplay.batch_size", s.batch_size, 1 << 16),
             ("selfplay.num_probes", s.num_probes, 255),
             ("executor.memory_mib", e.memory_mib as usize, 1 << 20),
+            ("rollout.max_lag", r.max_lag, 1),
             ("threads", self.threads, 1024),
             ("executors", self.executors, 1024),
             ("selfplay.composite.max_functions", s.composite.max_functions, 16),

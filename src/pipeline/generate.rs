@@ -8,12 +8,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::base::stop::StopFlag;
 use crate::compute::ops::Backend;
 use crate::error::{Error, Kind, Result};
 use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::model::forward::Decoder;
+use crate::pipeline::carry::shared;
 use crate::pipeline::judge::{Grade, Judge};
 use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::buffer::Buffers;
@@ -35,10 +38,12 @@ pub fn sequence_id(step: u64, config: Config, index: usize, probe: usize) -> u64
 }
 
 /// A sampled answer to a task.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Attempt {
     /// Id of the sequence.
     pub id: u64,
+    /// What earlier steps have drawn of it.
+    pub earlier: Earlier,
     /// What the engine returned.
     pub completion: Option<Completion>,
     /// Whether the completion keeps to the format.
@@ -48,12 +53,13 @@ pub struct Attempt {
     /// The grade, once decided.
     pub grade: Option<Grade>,
     /// Constraints that the completion hits.
+    #[serde(skip)]
     pub hits: Hits,
 }
 
 impl Attempt {
     fn new(id: u64) -> Self {
-        Attempt { id, completion: None, format_ok: false, answer: None, grade: None, hits: Hits::default() }
+        Attempt { id, ..Attempt::default() }
     }
 
     fn watched(&mut self) -> (&Option<Completion>, &mut Hits) {
@@ -72,32 +78,40 @@ impl Attempt {
 }
 
 /// A proposed task on its way.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Proposal {
     /// Id of the sequence.
     pub id: u64,
     /// Task type and role.
     pub config: Config,
     /// Tokens of the prompt.
+    #[serde(with = "shared")]
     pub prompt: Arc<[u32]>,
     /// Programs shown as references.
+    #[serde(with = "shared")]
     pub references: Vec<Arc<Task>>,
     /// Functions that the program had to call.
     pub composites: Vec<String>,
+    /// What earlier steps have drawn of it.
+    pub earlier: Earlier,
     /// What the engine returned.
     pub completion: Option<Completion>,
     /// Whether the completion keeps to the format.
     pub format_ok: bool,
     /// The validated task.
+    #[serde(with = "shared")]
     pub task: Option<Arc<Task>>,
     /// Why there is none.
     pub rejection: Option<String>,
     /// Constraints that the completion hits.
+    #[serde(skip)]
     pub hits: Hits,
     /// Solver samples that measure the difficulty.
     pub probes: Vec<Attempt>,
     /// Their prompt.
+    #[serde(with = "shared")]
     pub probe_prompt: Option<Arc<[u32]>>,
+    #[serde(skip)]
     draft: Option<Draft>,
     ungraded: usize,
 }
@@ -112,16 +126,59 @@ pub struct Shown {
 }
 
 /// A task to solve and its one trained answer.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Solve {
     /// Task type and role.
     pub config: Config,
     /// The task.
+    #[serde(with = "shared")]
     pub task: Arc<Task>,
+    /// Whether it is a curated one.
+    pub edge_case: bool,
     /// Tokens of the prompt.
+    #[serde(with = "shared")]
     pub prompt: Arc<[u32]>,
     /// The answer.
     pub attempt: Attempt,
+}
+
+impl Solve {
+    /// Whether its task stands in a buffer, whose record of the task the answer goes into. An answer that took several
+    /// steps does not count there: the task may have left the buffer.
+    pub fn is_recorded(&self) -> bool {
+        !self.edge_case && self.attempt.earlier.stale == 0
+    }
+}
+
+/// What earlier steps have drawn of a sequence, with the weights that the model had then.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Earlier {
+    /// All that has been drawn, while the sequence has not ended.
+    pub begun: Option<Completion>,
+    /// Tokens at the completion's start that the present weights have not drawn.
+    pub stale: usize,
+}
+
+impl Earlier {
+    /// Takes in what one step has drawn. Returns the whole sequence once it has ended, that is unless it was cut off with
+    /// `room` for more tokens.
+    fn join(&mut self, drawn: Completion, room: usize) -> Option<Completion> {
+        let whole = match self.begun.take() {
+            None => drawn,
+            Some(mut begun) => {
+                let (old, new) = (begun.tokens.len() as f64, drawn.tokens.len() as f64);
+                begun.entropy = (begun.entropy * old + drawn.entropy * new) / (old + new);
+                begun.tokens.extend(drawn.tokens);
+                begun.logprobs.extend(drawn.logprobs);
+                Completion { finish: drawn.finish, ..begun }
+            }
+        };
+        if whole.finish == Finish::Length && whole.tokens.len() < room {
+            self.begun = Some(whole);
+            return None;
+        }
+        Some(whole)
+    }
 }
 
 /// What a round needs of the rest of the program.
@@ -171,6 +228,8 @@ pub struct Rules {
     pub induction_reward: InductionReward,
     /// Longest completion of the proposer and of the solver, in tokens.
     pub max_response: [usize; 2],
+    /// Most tokens that a step draws of a sequence; what is longer goes on in the next step. 0 for no limit.
+    pub straggler_tokens: usize,
     /// Stop tokens by configuration, in the order of [`Config::ALL`].
     pub stop_tokens: Vec<Arc<[u32]>>,
 }
@@ -199,6 +258,8 @@ pub struct Round {
     pub solves: Vec<Solve>,
     /// Counts and times.
     pub stats: RoundStats,
+    /// Proposals from this id on belong to the next step: they are drawn and validated, but not probed yet.
+    pub ahead_from: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -225,6 +286,7 @@ impl Round {
             prompt,
             references: shown.references,
             composites: shown.composites,
+            earlier: Earlier::default(),
             completion: None,
             format_ok: false,
             task: None,
@@ -238,8 +300,13 @@ impl Round {
     }
 
     /// Adds a task to solve.
-    pub fn solve(&mut self, id: u64, config: Config, task: Arc<Task>, prompt: Arc<[u32]>) {
-        self.solves.push(Solve { config, task, prompt, attempt: Attempt::new(id) });
+    pub fn solve(&mut self, id: u64, config: Config, task: Arc<Task>, edge_case: bool, prompt: Arc<[u32]>) {
+        self.solves.push(Solve { config, task, edge_case, prompt, attempt: Attempt::new(id) });
+    }
+
+    /// Whether a proposal belongs to the next step.
+    pub fn is_ahead(&self, p: &Proposal) -> bool {
+        self.ahead_from.is_some_and(|first| p.id >= first)
     }
 
     /// Runs everything that was added to its end.
@@ -253,13 +320,17 @@ impl Round {
             in_flight: 0,
             judge: Judge::new(cx.rules.induction_reward),
         };
-        for (i, p) in self.proposals.iter().enumerate().filter(|(_, p)| p.completion.is_none()) {
-            traffic.owners.insert(p.id, Owner::Proposal(i));
-            cx.submit(p.id, p.config, &p.prompt)?;
+        let num_own = self.proposals.partition_point(|p| !self.is_ahead(p));
+        for i in 0..num_own {
+            self.submit_proposal(i, cx, &mut traffic)?;
         }
         for (i, s) in self.solves.iter().enumerate().filter(|(_, s)| s.attempt.completion.is_none()) {
             traffic.owners.insert(s.attempt.id, Owner::Solve(i));
-            cx.submit(s.attempt.id, s.config, &s.prompt)?;
+            cx.submit(s.attempt.id, s.config, &s.prompt, &s.attempt.earlier)?;
+        }
+        // Last, so that they fill the batch while what the step waits for comes to its end.
+        for i in num_own..self.proposals.len() {
+            self.submit_proposal(i, cx, &mut traffic)?;
         }
         let idle_s = cx.engine.device_idle_s();
         loop {
@@ -287,6 +358,30 @@ impl Round {
                 return Ok(());
             }
         }
+    }
+
+    /// Submits what is missing of a proposal: its own completion, or its probes'.
+    fn submit_proposal<B: Backend>(
+        &mut self,
+        i: usize,
+        cx: &mut Context<'_, B>,
+        traffic: &mut Traffic,
+    ) -> Result<()> {
+        let p = &self.proposals[i];
+        if p.completion.is_none() {
+            traffic.owners.insert(p.id, Owner::Proposal(i));
+            return cx.submit(p.id, p.config, &p.prompt, &p.earlier);
+        }
+        if p.task.is_some() && p.probes.is_empty() {
+            return self.probe(i, cx, traffic);
+        }
+        let Some(prompt) = &p.probe_prompt else { return Ok(()) };
+        let solver = Config { role: Role::Solve, ..p.config };
+        for (j, probe) in p.probes.iter().enumerate().filter(|(_, probe)| probe.completion.is_none()) {
+            traffic.owners.insert(probe.id, Owner::Probe(i, j));
+            cx.submit(probe.id, solver, prompt, &probe.earlier)?;
+        }
+        Ok(())
     }
 
     /// Every completion of a finished round, with the place for what it hits.
@@ -332,9 +427,17 @@ impl Round {
     ) -> Result<()> {
         let owner = traffic.owners.remove(&completion.id).expect("the engine returns what was submitted");
         match owner {
-            Owner::Proposal(i) => self.on_proposal(i, completion, cx, traffic),
+            Owner::Proposal(i) => {
+                let p = &mut self.proposals[i];
+                let room = cx.rules.room(p.config, p.prompt.len()).expect(FITS);
+                if let Some(completion) = p.earlier.join(completion, room) {
+                    self.on_proposal(i, completion, cx, traffic);
+                }
+            }
             Owner::Solve(i) => {
                 let solve = &mut self.solves[i];
+                let room = cx.rules.room(solve.config, solve.prompt.len()).expect(FITS);
+                let Some(completion) = solve.attempt.earlier.join(completion, room) else { return Ok(()) };
                 read_answer(&mut solve.attempt, completion, solve.config.kind, cx);
                 let answers = [(solve.attempt.id, solve.attempt.answer.clone())];
                 let grades = traffic.judge.submit(&solve.task, &answers, &mut traffic.outbox);
@@ -343,6 +446,10 @@ impl Round {
             }
             Owner::Probe(i, j) => {
                 let proposal = &mut self.proposals[i];
+                let solver = Config { role: Role::Solve, ..proposal.config };
+                let prompt = proposal.probe_prompt.as_ref().expect("probes have a prompt");
+                let room = cx.rules.room(solver, prompt.len()).expect(FITS);
+                let Some(completion) = proposal.probes[j].earlier.join(completion, room) else { return Ok(()) };
                 read_answer(&mut proposal.probes[j], completion, proposal.config.kind, cx);
                 if proposal.probes.iter().all(|p| p.completion.is_some()) {
                     let task = proposal.task.as_ref().expect("probes belong to a validated task");
@@ -440,15 +547,16 @@ impl Round {
             return Ok(());
         }
         proposal.task = Some(task);
-        for j in 0..cx.rules.num_probes {
-            let id = proposal.id + j as u64 + 1;
-            proposal.probes.push(Attempt::new(id));
-            traffic.owners.insert(id, Owner::Probe(i, j));
-            cx.submit(id, solver, &prompt)?;
-        }
-        proposal.ungraded = cx.rules.num_probes;
         proposal.probe_prompt = Some(prompt);
-        Ok(())
+        if self.is_ahead(&self.proposals[i]) { Ok(()) } else { self.probe(i, cx, traffic) }
+    }
+
+    /// Admits the probes of a task.
+    fn probe<B: Backend>(&mut self, i: usize, cx: &mut Context<'_, B>, traffic: &mut Traffic) -> Result<()> {
+        let proposal = &mut self.proposals[i];
+        proposal.probes = (1..=cx.rules.num_probes as u64).map(|j| Attempt::new(proposal.id + j)).collect();
+        proposal.ungraded = cx.rules.num_probes;
+        if proposal.probes.is_empty() { Ok(()) } else { self.submit_proposal(i, cx, traffic) }
     }
 
     fn grade(&mut self, grades: Vec<Grade>, traffic: &mut Traffic) {
@@ -466,6 +574,12 @@ impl Round {
 }
 
 impl Proposal {
+    /// Whether there is nothing left to sample or to grade of it.
+    pub fn has_ended(&self, num_probes: usize) -> bool {
+        let probed = self.ungraded == 0 && (!self.probes.is_empty() || num_probes == 0);
+        self.completion.is_some() && (self.task.is_none() || probed)
+    }
+
     /// Mean accuracy of the probes, the estimate of the success rate; `None` without a validated task.
     pub fn success_rate(&self) -> Option<f64> {
         if self.task.is_none() || self.probes.is_empty() {
@@ -477,11 +591,16 @@ impl Proposal {
 }
 
 impl<B: Backend> Context<'_, B> {
-    fn submit(&mut self, id: u64, config: Config, prompt: &Arc<[u32]>) -> Result<()> {
+    fn submit(&mut self, id: u64, config: Config, prompt: &Arc<[u32]>, earlier: &Earlier) -> Result<()> {
+        let room = self.rules.room(config, prompt.len()).expect(FITS);
+        let (prompt, room) = match &earlier.begun {
+            None => (prompt.clone(), room),
+            Some(begun) => ([prompt, begun.tokens.as_slice()].concat().into(), room - begun.tokens.len()),
+        };
         self.engine.submit(SampleRequest {
             id,
-            prompt: prompt.clone(),
-            max_new: self.rules.room(config, prompt.len()).expect("only prompts that fit are submitted"),
+            prompt,
+            max_new: if self.rules.straggler_tokens > 0 { room.min(self.rules.straggler_tokens) } else { room },
             stop: self.rules.stop_tokens[config.index()].clone(),
             temperature: self.rules.temperature,
             top_p: 1.0,
@@ -498,6 +617,9 @@ fn read_answer<B: Backend>(attempt: &mut Attempt, completion: Completion, kind: 
     attempt.answer = read.answer;
     attempt.completion = Some(completion);
 }
+
+/// Why there is room after a prompt.
+const FITS: &str = "only prompts that fit are submitted";
 
 /// Why a proposal is refused that its buffer, or an earlier proposal of the step, has already.
 pub const DUPLICATE: &str = "duplicate";

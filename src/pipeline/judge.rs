@@ -5,6 +5,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use crate::exec::literal::answers_equal;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::selfplay::parse::names_error;
@@ -12,7 +14,7 @@ use crate::selfplay::reward::InductionReward;
 use crate::selfplay::task::{Task, TaskKind};
 
 /// One answer's grade.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Grade {
     /// The answer's id.
     pub id: u64,

@@ -108,18 +108,15 @@ impl Prompter<'_> {
         let share = if curated.is_empty() { 0.0 } else { self.config.edge_share * count as f64 };
         let num_curated = if share > 0.0 { share as usize + usize::from(rng.unit() < share.fract()) } else { 0 };
         let (sampling, gate) = (self.config.task_sampling, &self.config.gate);
-        let mut tasks = self.buffers.of(kind).solver_tasks(&mut rng, count - num_curated, sampling, step, gate);
-        tasks.extend(curated.solver_tasks(&mut rng, num_curated, TaskSampling::Uniform, step, &GateConfig::default()));
-        self.add_solves(round, config, step, tasks)
-    }
-
-    /// Adds solver tasks in the order given.
-    pub fn add_solves(&self, round: &mut Round, config: Config, step: u64, tasks: Vec<Arc<Task>>) -> usize {
+        let own = self.buffers.of(kind).solver_tasks(&mut rng, count - num_curated, sampling, step, gate);
+        let curated =
+            curated.solver_tasks(&mut rng, num_curated, TaskSampling::Uniform, step, &GateConfig::default());
+        let tasks = own.into_iter().map(|t| (t, false)).chain(curated.into_iter().map(|t| (t, true)));
         let mut left_out = 0;
-        for (index, task) in tasks.into_iter().enumerate() {
+        for (index, (task, edge_case)) in tasks.enumerate() {
             let tokens = self.codec.encode(&prompt::solver(self.rules.format, &task));
             if self.rules.room(config, tokens.len()).is_some() {
-                round.solve(sequence_id(step, config, index, 0), config, task, tokens.into());
+                round.solve(sequence_id(step, config, index, 0), config, task, edge_case, tokens.into());
             } else {
                 left_out += 1;
             }

@@ -1,5 +1,5 @@
 //! What a run is between two steps, on disk: a folder that transformers loads as it is, plus `azr/` with optimiser
-//! moments, buffers and counters. Random draws depend on seed, step and sequence alone, so no generator state is kept;
+//! moments, buffers, counters and sequences that have not ended. Random draws depend on seed, step and sequence alone, so no generator state is kept;
 //! nor is anything that depends on time, threads or place, so equal runs have equal checkpoints.
 
 use std::path::Path;
@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::base::run_dir::{RunDir, publish_folder};
 use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
+use crate::pipeline::carry::Carried;
 use crate::selfplay::alarm::Alarms;
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::intrinsic::Seen;
@@ -51,6 +52,7 @@ pub fn save<B: Backend>(
     companions: &[(String, Vec<u8>)],
     trainer: &Trainer<B>,
     buffers: &Buffers,
+    carried: &Carried,
     counters: &Counters,
 ) -> Result<()> {
     let json =
@@ -61,6 +63,9 @@ pub fn save<B: Backend>(
         ("azr/state.json".to_owned(), json(serde_json::to_string_pretty(counters))?.into_bytes()),
         ("azr/buffers.jsonl".to_owned(), task_lines(buffers)?),
     ];
+    if !carried.is_empty() {
+        files.push(("azr/carried.json".to_owned(), json(serde_json::to_string(carried))?.into_bytes()));
+    }
     for (name, bytes) in companions {
         let bytes = if name == "config.json" { with_f32(bytes)? } else { bytes.clone() };
         files.push((name.clone(), bytes));
@@ -112,7 +117,11 @@ pub fn read_tasks(path: &Path, buffer_size: usize) -> Result<Buffers> {
 ///
 /// # Errors
 /// When a file is missing or not what it should be.
-pub fn load<B: Backend>(path: &Path, trainer: &mut Trainer<B>, buffer_size: usize) -> Result<(Buffers, Counters)> {
+pub fn load<B: Backend>(
+    path: &Path,
+    trainer: &mut Trainer<B>,
+    buffer_size: usize,
+) -> Result<(Buffers, Carried, Counters)> {
     let read = |name: &str| {
         let file = path.join("azr").join(name);
         std::fs::read(&file).map_err(|e| Error::io("read", &file, &e).with_hint("is this a checkpoint of azr?"))
@@ -123,7 +132,11 @@ pub fn load<B: Backend>(path: &Path, trainer: &mut Trainer<B>, buffer_size: usiz
         return Err(Error::config(format!("the checkpoint has version {}, not {VERSION}", counters.version)));
     }
     let buffers = read_tasks(&path.join("azr").join("buffers.jsonl"), buffer_size)?;
+    let carried = match path.join("azr").join("carried.json").exists() {
+        false => Carried::default(),
+        true => serde_json::from_slice(&read("carried.json")?).map_err(|e| bad("carried.json", e))?,
+    };
     let moments = TensorFiles::open(&path.join("azr").join("optimizer.safetensors"))?;
     trainer.restore(counters.num_updates, |name, shape| moments.read(name, shape))?;
-    Ok((buffers, counters))
+    Ok((buffers, carried, counters))
 }

@@ -11,8 +11,9 @@ use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::exec::pool::Pool;
 use crate::observe::records::{ConfigMetrics, StepMetrics, TraceRecord};
+use crate::pipeline::carry::Carried;
 use crate::pipeline::config::{Config as RunConfig, PromptFormat};
-use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules, Solve};
+use crate::pipeline::generate::{Attempt, Context, DUPLICATE, Proposal, Round, Rules, sequence_id};
 use crate::pipeline::inputs;
 use crate::pipeline::prompts::Prompter;
 use crate::pipeline::update::{Sample, UpdateStats, samples, update};
@@ -26,7 +27,7 @@ use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::monitor::variety;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::{self, Format, SPECIAL_TOKENS};
-use crate::selfplay::task::{Config, Role, TaskKind};
+use crate::selfplay::task::{Config, Role, Task, TaskKind};
 use crate::train::optim::Trainer;
 use crate::weights::model_files::ModelFiles;
 
@@ -51,6 +52,8 @@ pub struct Run<B: Backend> {
     pub rules: Rules,
     /// Validated tasks.
     pub buffers: Buffers,
+    /// What the last step left to the next.
+    pub carried: Carried,
     /// Answers seen so far.
     pub seen: Seen,
     /// Signs of a collapse so far.
@@ -86,6 +89,7 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         max_prompt: config.rollout.max_prompt,
         context: model.spec.max_position_embeddings,
         max_response: [config.rollout.max_propose, config.rollout.max_solve],
+        straggler_tokens: config.rollout.straggler_tokens,
         stop_tokens: Config::ALL.map(stops).into(),
         duplicates: config.selfplay.duplicates,
         gate: config.selfplay.gate.clone(),
@@ -103,11 +107,11 @@ impl<B: Backend> Run<B> {
     /// When a part fails, or on a stop signal before the update: then nothing has changed.
     pub fn step(&mut self, step: u64) -> Result<(StepMetrics, Vec<TraceRecord>)> {
         let start = Instant::now();
-        let (mut round, left_out) = self.generate(step)?;
+        let (mut round, carried, left_out) = self.generate(step)?;
         self.refuse_repeats(&mut round);
         self.watch(&mut round)?;
         let samples = samples(&round, &self.seen, &self.config.selfplay);
-        if samples.is_empty() {
+        if samples.is_empty() && carried.is_empty() {
             return Err(Error::config(format!("step {step} has no sample to train on"))
                 .with_hint("the model's context is too short for the prompts, or rollout.max_prompt is"));
         }
@@ -118,8 +122,10 @@ impl<B: Backend> Run<B> {
         let mut trace = self.trace(step, &round, &samples);
         let mut metrics = self.metrics(step, &round, &samples, stats);
         drop(samples);
+        self.carried = carried;
+        metrics.carried = self.carried.len();
         let gate = self.config.selfplay.gate.clone();
-        for id in self.store(&round) {
+        for id in self.store(step, &round) {
             let at =
                 trace.binary_search_by_key(&id, |r| r.id).expect("the trace has every answer, in the order of ids");
             trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
@@ -140,9 +146,9 @@ impl<B: Backend> Run<B> {
         Ok((metrics, trace))
     }
 
-    /// Samples and grades all that the step needs. Returns the prompts that did not fit, too.
-    fn generate(&mut self, step: u64) -> Result<(Round, usize)> {
-        let count = self.config.selfplay.batch_size;
+    /// Samples and grades all that the step needs. Returns what it leaves to the next and the prompts that did not fit, too.
+    fn generate(&mut self, step: u64) -> Result<(Round, Carried, usize)> {
+        let (count, num_probes) = (self.config.selfplay.batch_size, self.config.selfplay.num_probes);
         let prompter = Prompter {
             codec: &self.codec,
             rules: &self.rules,
@@ -159,16 +165,28 @@ impl<B: Backend> Run<B> {
             buffers: &self.buffers,
             stop: &self.stop,
         };
-        let mut round = Round::default();
+        // A step that fails, or that a signal stops, leaves what was carried as it is.
+        let mut round = self.carried.clone().into_round();
         let mut left_out = 0;
         let same_step = self.config.selfplay.solver_tasks == SolverTasks::SameStep;
+        let first_of = |step| sequence_id(step, Config::ALL[0], 0, 0);
+        let drawn_ahead = round.proposals.last().is_some_and(|p| p.id >= first_of(step));
         for kind in prompter.kinds() {
-            left_out += prompter.proposals(&mut round, kind, step, count);
+            if !drawn_ahead {
+                left_out += prompter.proposals(&mut round, kind, step, count);
+            }
             if !same_step {
                 left_out += prompter.solves(&mut round, kind, step, count);
             }
         }
+        if self.config.rollout.max_lag > 0 {
+            round.ahead_from = Some(first_of(step + 1));
+            for kind in prompter.kinds() {
+                left_out += prompter.proposals(&mut round, kind, step + 1, count);
+            }
+        }
         round.run(&mut cx)?;
+        let mut carried = Carried::take(&mut round, num_probes);
         round.record_probes();
         if same_step {
             // The new tasks are pushed onto a copy of the buffers, from which `max_new` takes them first.
@@ -179,8 +197,9 @@ impl<B: Backend> Run<B> {
                 left_out += prompter.solves(&mut round, kind, step + 1, count);
             }
             round.run(&mut cx)?;
+            carried.extend(Carried::take(&mut round, num_probes));
         }
-        Ok((round, left_out))
+        Ok((round, carried, left_out))
     }
 
     /// Looks for hits of the constraints in every completion.
@@ -200,14 +219,15 @@ impl<B: Backend> Run<B> {
         Ok(())
     }
 
-    /// Refuses proposals that repeat an earlier one of the step.
+    /// Refuses proposals that repeat an earlier one of the step, and carried ones that repeat what was stored since.
     fn refuse_repeats(&self, round: &mut Round) {
         if self.config.selfplay.duplicates != Duplicates::Refuse {
             return;
         }
         let mut known: HashSet<(TaskKind, String)> = HashSet::new();
         for p in &mut round.proposals {
-            if p.task.as_ref().is_some_and(|t| !known.insert((t.kind, t.likeness()))) {
+            let stored = |t: &Task| p.earlier.stale > 0 && self.buffers.of(t.kind).has(t);
+            if p.task.as_ref().is_some_and(|t| stored(t) || !known.insert((t.kind, t.likeness()))) {
                 p.task = None;
                 p.rejection = Some(DUPLICATE.to_owned());
             }
@@ -216,9 +236,9 @@ impl<B: Backend> Run<B> {
 
     /// Puts the step's tasks into the buffers, in the order of their ids, and the answers to tasks of the buffers into
     /// their records. Returns ids of proposals and answers by which a task became too easy to be drawn again.
-    fn store(&mut self, round: &Round) -> Vec<u64> {
+    fn store(&mut self, step: u64, round: &Round) -> Vec<u64> {
         let mut answers = Answers::new();
-        let drawn = || round.solves.iter().filter(|s| !self.rules.edge_cases.of(s.config.kind).holds(&s.task));
+        let drawn = || round.solves.iter().filter(|s| s.is_recorded());
         for s in drawn() {
             let (tries, right) = answers.entry(Arc::as_ptr(&s.task)).or_default();
             *tries += 1;
@@ -230,6 +250,10 @@ impl<B: Backend> Run<B> {
             if let (Some(task), Some(rate)) = (&p.task, p.success_rate()) {
                 self.seen.add(task);
                 if self.config.selfplay.accept.accepts(rate) {
+                    let mut task = task.clone();
+                    if task.step != step {
+                        Arc::make_mut(&mut task).step = step;
+                    }
                     self.buffers.push(task.clone());
                     last_drawn.extend(gate.is_too_easy(&task.record).then_some(p.id));
                 }
@@ -288,10 +312,9 @@ impl<B: Backend> Run<B> {
         for name in hits.flat_map(|h| &h.names) {
             *constraints.entry(name.clone()).or_insert(0) += 1;
         }
-        let edge = |s: &&Solve| self.rules.edge_cases.of(s.config.kind).holds(&s.task);
         StepMetrics {
             step,
-            edge_cases: round.solves.iter().filter(edge).count(),
+            edge_cases: round.solves.iter().filter(|s| s.edge_case).count(),
             configs,
             reward: mean(&mut samples.iter().map(|s| s.reward)),
             valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),
@@ -304,6 +327,7 @@ impl<B: Backend> Run<B> {
             learning_rate: self.config.train.learning_rate,
             clip_fraction: stats.clip_fraction,
             logprob_gap: stats.logprob_gap,
+            stale_tokens: stats.stale_tokens,
             sampled_tokens: round.stats.sampled_tokens,
             trained_tokens: stats.num_tokens,
             rollout_s: round.stats.model_s,
@@ -359,8 +383,7 @@ impl<B: Backend> Run<B> {
         for s in &round.solves {
             let gold = outputs(&s.task);
             let record = judged(&s.attempt, s.config, Some(&gold));
-            let edge_case = self.rules.edge_cases.of(s.config.kind).holds(&s.task);
-            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case, ..record });
+            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case: s.edge_case, ..record });
         }
         records.sort_by_key(|r| r.id);
         records
@@ -409,6 +432,6 @@ fn vitals(m: &StepMetrics) -> Vitals {
 }
 
 /// Outputs of a task, as one text.
-fn outputs(task: &crate::selfplay::task::Task) -> String {
+fn outputs(task: &Task) -> String {
     task.pairs.iter().map(|p| p.output.as_str()).collect::<Vec<_>>().join("; ")
 }

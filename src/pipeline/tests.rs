@@ -18,7 +18,7 @@ use crate::selfplay::advantage::Baseline;
 use crate::selfplay::buffer::{Buffers, ReferenceSampling};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SelfPlayConfig};
-use crate::selfplay::constraint::{Constraints, Hits};
+use crate::selfplay::constraint::Constraints;
 use crate::selfplay::gate::GateConfig;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
@@ -105,7 +105,7 @@ fn completion(id: u64, num_tokens: usize) -> Completion {
 
 fn graded(id: u64, accuracy: f64) -> Attempt {
     let grade = Some(Grade { id, accuracy, detail: String::new() });
-    Attempt { id, completion: Some(completion(id, 3)), format_ok: false, answer: None, grade, hits: Hits::default() }
+    Attempt { id, completion: Some(completion(id, 3)), grade, ..Attempt::default() }
 }
 
 /// A round with four proposals and four solutions of each of two types; all solutions of deduction fail alike.
@@ -127,7 +127,7 @@ fn round() -> Round {
                 p.probe_prompt = Some(prompt.clone());
             }
             let id = sequence_id(1, solve, i, 0);
-            round.solve(id, solve, Arc::new(task(kind, 1)), prompt.clone());
+            round.solve(id, solve, Arc::new(task(kind, 1)), false, prompt.clone());
             let right = if kind == TaskKind::Deduction { 0.0 } else { (i % 2) as f64 };
             round.solves.last_mut().expect("just added").attempt = Attempt { format_ok: true, ..graded(id, right) };
         }
@@ -213,6 +213,7 @@ fn rules(codec: &Codec, max_prompt: usize) -> Rules {
         constraints: Constraints::default(),
         induction_reward: InductionReward::Binary,
         max_response: [64, 64],
+        straggler_tokens: 0,
         stop_tokens: Config::ALL.map(|_| stop.clone()).into(),
     }
 }

@@ -28,6 +28,8 @@ pub struct Sample<'a> {
     pub prompt: &'a Arc<[u32]>,
     /// What was sampled.
     pub completion: &'a Completion,
+    /// Tokens at its start that were drawn with earlier weights.
+    pub stale: usize,
     /// Whether it keeps to the format.
     pub format_ok: bool,
     /// Proposals: whether it became a task. Solutions: accuracy.
@@ -93,6 +95,7 @@ fn proposed<'a>(p: &'a Proposal, seen: &Seen, config: &SelfPlayConfig) -> Sample
         config: p.config,
         prompt: &p.prompt,
         completion: p.completion.as_ref().expect("the round has ended"),
+        stale: p.earlier.stale,
         format_ok: p.format_ok,
         accuracy: f64::from(u8::from(p.task.is_some())),
         intrinsic,
@@ -107,6 +110,7 @@ fn solved<'a>(attempt: &'a Attempt, prompt: &'a Arc<[u32]>, config: Config) -> S
         config,
         prompt,
         completion: attempt.completion.as_ref().expect("the round has ended"),
+        stale: attempt.earlier.stale,
         format_ok: attempt.format_ok,
         accuracy: attempt.accuracy(),
         intrinsic: Vec::new(),
@@ -124,8 +128,10 @@ pub struct UpdateStats {
     pub grad_norm: f64,
     /// Share of response tokens where the clip decided.
     pub clip_fraction: f64,
-    /// Largest difference between log-probabilities at sampling and here.
+    /// Largest difference between log-probabilities at sampling and here, of tokens that these weights have drawn.
     pub logprob_gap: f64,
+    /// Response tokens that earlier weights have drawn.
+    pub stale_tokens: u64,
     /// Tokens that ran, prompts included.
     pub num_tokens: u64,
 }
@@ -164,9 +170,12 @@ pub fn update<B: Backend>(
     let reports = trainer.accumulate(&seqs)?;
     let (mut clipped, mut total) = (0usize, 0usize);
     for (sample, reports) in kept.iter().zip(&reports) {
-        for (report, sampled) in reports.iter().zip(&sample.completion.logprobs) {
+        stats.stale_tokens += sample.stale as u64;
+        for (i, (report, sampled)) in reports.iter().zip(&sample.completion.logprobs).enumerate() {
             stats.loss += f64::from(report.loss);
-            stats.logprob_gap = stats.logprob_gap.max(f64::from((report.logprob - sampled).abs()));
+            if i >= sample.stale {
+                stats.logprob_gap = stats.logprob_gap.max(f64::from((report.logprob - sampled).abs()));
+            }
             clipped += usize::from(report.clipped);
             total += 1;
         }

@@ -9,6 +9,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::compute::ops::{Draw, Drawn, MAX_STOPS, PAGE, Seat};
 use crate::error::{Error, Result};
 use crate::rollout::pages::PagePool;
@@ -33,7 +35,7 @@ pub struct SampleRequest {
 }
 
 /// Why a sample ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Finish {
     /// It drew a stop token.
     Stop,
@@ -42,7 +44,7 @@ pub enum Finish {
 }
 
 /// A finished sample.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Completion {
     /// Id of the sequence.
     pub id: u64,

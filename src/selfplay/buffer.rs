@@ -72,11 +72,6 @@ impl Buffer {
         self.known.contains_key(&task.likeness())
     }
 
-    /// Whether this very task was drawn from here.
-    pub fn holds(&self, task: &Arc<Task>) -> bool {
-        self.tasks.iter().any(|t| Arc::ptr_eq(t, task))
-    }
-
     /// Number of tasks.
     pub fn len(&self) -> usize {
         self.tasks.len()

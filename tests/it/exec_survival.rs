@@ -13,6 +13,7 @@ use azr::compute::ops::{
 use azr::exec::pool::Pool;
 use azr::model::forward::Decoder;
 use azr::model::params::ParamTable;
+use azr::pipeline::carry::Carried;
 use azr::pipeline::config::{Config, PromptFormat};
 use azr::pipeline::step::{Run, format, rules};
 use azr::rollout::engine::Engine;
@@ -311,6 +312,7 @@ fn run() -> Run<Scripted> {
         tokenizer,
         rules,
         buffers,
+        carried: Carried::default(),
         seen: Seen::default(),
         alarms: Alarms::default(),
         stop: StopFlag::default(),

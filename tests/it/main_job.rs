@@ -199,6 +199,48 @@ fn threads_executors_and_kills_change_no_bit_of_the_last_checkpoint() {
 }
 
 #[test]
+fn what_is_carried_to_the_next_step_is_drawn_alike_and_survives_kills() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let carrying = ["--set", "rollout.straggler_tokens=24", "--set", "rollout.max_lag=1"];
+    let plain = dir.path().join("plain");
+    finish(&small(&plain, &carrying));
+    let metrics = json_lines(&plain.join("metrics.jsonl"));
+    for m in &metrics {
+        assert_eq!(number(&m["logprob_gap"]), 0.0, "what these weights have drawn is trained to the bit");
+        assert!(number(&m["carried"]) > 18.0, "the next step's proposals, and stragglers: {m}");
+    }
+    assert!(metrics.iter().skip(1).all(|m| number(&m["stale_tokens"]) > 0.0));
+
+    let killed = dir.path().join("killed");
+    for (n, (appears, delay_ms)) in [(checkpoint(&killed, 1), 20), (checkpoint(&killed, 2), 150)].iter().enumerate() {
+        let mut child = start(&if n == 0 { small(&killed, &carrying) } else { resume(&killed) });
+        wait_for(appears, &mut child);
+        std::thread::sleep(Duration::from_millis(*delay_ms));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("gone");
+    }
+    finish(&resume(&killed));
+    assert_eq!(hash(&checkpoint(&killed, 4)), hash(&checkpoint(&plain, 4)), "kills and resumptions");
+
+    // With weights that stay, a sequence is the same however many steps it takes.
+    let drawn = |name: &str, more: &[&str]| -> BTreeMap<u64, String> {
+        let out = dir.path().join(name);
+        finish(&small(&out, &[&["--set", "train.learning_rate=0"], more].concat()));
+        let of = |r: &Value| Some((r["id"].as_u64()?, r["completion"].as_str()?.to_owned()));
+        let all: Vec<(u64, String)> = json_lines(&out.join("trace.jsonl")).iter().filter_map(of).collect();
+        let first: BTreeMap<u64, String> = all.iter().filter(|(id, _)| id >> 32 == 1).cloned().collect();
+        assert_eq!(all.iter().filter(|(id, _)| id >> 32 == 1).count(), first.len(), "{name}: trained once");
+        first
+    };
+    let (whole, pieces) = (drawn("whole", &[]), drawn("pieces", &carrying));
+    let both = whole.keys().filter(|id| pieces.contains_key(id)).count();
+    assert!(both > 30 && pieces.values().any(|text| text.len() > 100), "{both} of {}", whole.len());
+    for (id, text) in &pieces {
+        assert!(whole.get(id).is_none_or(|w| w == text), "{id:x}: {text} and not {:?}", whole.get(id));
+    }
+}
+
+#[test]
 fn the_first_signal_saves_and_the_run_can_be_resumed() {
     let dir = tempfile::tempdir().expect("a folder");
     let out = dir.path().join("R");

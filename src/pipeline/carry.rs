@@ -1,0 +1,150 @@
+//! What a step leaves to the next: samples that grew too long for it, and proposals drawn ahead.
+//!
+//! A proposal goes on as one with its probes, a solution by itself. They are trained in the step in which they end, with
+//! the log-probabilities that they were drawn with; tokens of earlier steps are stale, and the clipped ratio of the loss
+//! accounts for that. Which samples go on depends on their lengths alone, never on time.
+
+use serde::{Deserialize, Serialize};
+
+use crate::pipeline::generate::{Attempt, Earlier, Proposal, Round, Solve};
+use crate::rollout::engine::Completion;
+
+/// Sequences between two steps.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Carried {
+    proposals: Vec<Proposal>,
+    solves: Vec<Solve>,
+}
+
+impl Carried {
+    /// Takes out of a round what has not ended in it.
+    pub fn take(round: &mut Round, num_probes: usize) -> Self {
+        let proposals = std::mem::take(&mut round.proposals);
+        let solves = std::mem::take(&mut round.solves);
+        let ahead: Vec<bool> = proposals.iter().map(|p| round.is_ahead(p)).collect();
+        let mut carried = Carried::default();
+        for (mut p, ahead) in proposals.into_iter().zip(ahead) {
+            if p.has_ended(num_probes) && !ahead {
+                round.proposals.push(p);
+                continue;
+            }
+            age(&mut p.earlier, p.completion.as_ref());
+            p.probes.iter_mut().for_each(age_attempt);
+            carried.proposals.push(p);
+        }
+        for mut s in solves {
+            if s.attempt.grade.is_some() {
+                round.solves.push(s);
+                continue;
+            }
+            age_attempt(&mut s.attempt);
+            carried.solves.push(s);
+        }
+        carried
+    }
+
+    /// Adds what another part of the step has left.
+    pub fn extend(&mut self, more: Carried) {
+        self.proposals.extend(more.proposals);
+        self.solves.extend(more.solves);
+    }
+
+    /// A round that goes on with these.
+    pub fn into_round(self) -> Round {
+        Round { proposals: self.proposals, solves: self.solves, ..Round::default() }
+    }
+
+    /// Number of proposals and solutions.
+    pub fn len(&self) -> usize {
+        self.proposals.len() + self.solves.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+fn age_attempt(attempt: &mut Attempt) {
+    age(&mut attempt.earlier, attempt.completion.as_ref());
+}
+
+/// What has been drawn so far is stale from now on.
+fn age(earlier: &mut Earlier, completion: Option<&Completion>) {
+    earlier.stale = completion.or(earlier.begun.as_ref()).map_or(0, |c| c.tokens.len());
+}
+
+/// Shared values on disk, as what they hold.
+pub mod shared {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::selfplay::task::Task;
+
+    /// A value with shared parts, and the same without.
+    pub trait Shared: Sized {
+        /// The value without.
+        type Plain: Serialize + for<'a> Deserialize<'a>;
+        /// A copy.
+        fn plain(&self) -> Self::Plain;
+        /// The value again.
+        fn shared(plain: Self::Plain) -> Self;
+    }
+
+    impl Shared for Arc<[u32]> {
+        type Plain = Vec<u32>;
+        fn plain(&self) -> Vec<u32> {
+            self.to_vec()
+        }
+        fn shared(plain: Vec<u32>) -> Self {
+            plain.into()
+        }
+    }
+
+    impl Shared for Arc<Task> {
+        type Plain = Task;
+        fn plain(&self) -> Task {
+            Task::clone(self)
+        }
+        fn shared(plain: Task) -> Self {
+            plain.into()
+        }
+    }
+
+    impl<T: Shared> Shared for Vec<T> {
+        type Plain = Vec<T::Plain>;
+        fn plain(&self) -> Self::Plain {
+            self.iter().map(T::plain).collect()
+        }
+        fn shared(plain: Self::Plain) -> Self {
+            plain.into_iter().map(T::shared).collect()
+        }
+    }
+
+    impl<T: Shared> Shared for Option<T> {
+        type Plain = Option<T::Plain>;
+        fn plain(&self) -> Self::Plain {
+            self.as_ref().map(T::plain)
+        }
+        fn shared(plain: Self::Plain) -> Self {
+            plain.map(T::shared)
+        }
+    }
+
+    /// Writes what a shared value holds.
+    ///
+    /// # Errors
+    /// Those of the writer.
+    pub fn serialize<T: Shared, S: Serializer>(value: &T, to: S) -> Result<S::Ok, S::Error> {
+        value.plain().serialize(to)
+    }
+
+    /// Reads a value that is shared again.
+    ///
+    /// # Errors
+    /// When it is not what it should be.
+    pub fn deserialize<'a, T: Shared, D: Deserializer<'a>>(from: D) -> Result<T, D::Error> {
+        T::Plain::deserialize(from).map(T::shared)
+    }
+}
