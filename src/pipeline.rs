@@ -11,6 +11,7 @@ pub mod inputs;
 pub mod judge;
 pub mod prompts;
 pub mod seeding;
+pub mod shared;
 pub mod state;
 pub mod step;
 pub mod update;
@@ -126,10 +127,9 @@ pub fn train<B: Backend>(
     if let Some(path) = named(&config.selfplay.constraints) {
         rules.constraints = inputs::constraints(path, &pool)?;
     }
-    ParamTable::new(&model.spec).check_names(&model.tensors)?;
-    let decoder = Decoder::load(backend, model.spec.clone(), true, |table, i| {
-        table.read(i, |name, shape| model.tensors.read(name, shape))
-    })?;
+    ParamTable::new(&model.spec).check(&model.tensors)?;
+    let decoder =
+        Decoder::load(backend, model.spec.clone(), true, |table, i, sink| table.stream(i, &model.tensors, sink))?;
     let running = match config.rollout.max_running {
         0 => decoder.backend().num_running(),
         n => n,

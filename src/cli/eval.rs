@@ -211,10 +211,9 @@ impl<B: Backend> Loaded<B> {
         let codec = Codec::new(tokenizer.clone(), format, model.bos.filter(|_| !compact))?;
         model.spec.max_position_embeddings = model.spec.max_position_embeddings.min(args.context.max(1));
         let context = model.spec.max_position_embeddings;
-        ParamTable::new(&model.spec).check_names(&model.tensors)?;
-        let decoder = Decoder::load(backend, model.spec, false, |table, i| {
-            table.read(i, |name, shape| model.tensors.read(name, shape))
-        })?;
+        ParamTable::new(&model.spec).check(&model.tensors)?;
+        let decoder =
+            Decoder::load(backend, model.spec, false, |table, i, sink| table.stream(i, &model.tensors, sink))?;
         let limits = Engine::<B>::limits(decoder.backend().num_running(), context, KV_TOKENS.max(context));
         let engine = Engine::new(&decoder, limits, args.seed)?;
         let stop = StopFlag::on_signals()?;

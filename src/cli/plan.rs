@@ -36,6 +36,7 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         recompute: false,
         running: args.batch,
         kv_tokens,
+        longest: args.prompt + args.response,
     };
     let choices = [
         base,
@@ -66,6 +67,7 @@ pub fn of_run(spec: &ModelSpec, config: &Config, memory_bytes: usize) -> String 
         recompute: config.train.recompute,
         running,
         kv_tokens: if config.rollout.kv_tokens > 0 { config.rollout.kv_tokens } else { running * longest },
+        longest,
     };
     let all = segments(spec, &work);
     let mut text = String::new();

@@ -30,6 +30,7 @@ use crate::compute::ops::{
     Weight,
 };
 use crate::error::{Error, Result};
+use crate::weights::safetensors::Sink;
 
 /// Most elements of the gradient of a chunk of the logits: 512 MiB.
 const MAX_CHUNK: usize = 1 << 28;
@@ -268,19 +269,24 @@ impl Backend for CudaBackend {
         self.device.copy(&x.view(), &mut y.view_mut())
     }
 
-    fn param(&self, values: &[f32]) -> Result<CudaParam> {
-        let (mut weight, mut tail) = (self.device.alloc(values.len())?, self.device.alloc(values.len())?);
-        let mut blocks = locked(&self.blocks);
-        for (i, piece) in values.chunks(BLOCK).enumerate() {
-            let (weights, tails) = blocks.take(&self.device)?;
-            let (from, parts) = (i * BLOCK, || piece.iter().copied().map(split_master));
-            weights.send(&mut weight.view_mut().part(from, piece.len()), |to| {
-                to.iter_mut().zip(parts()).for_each(|(to, (w, _))| *to = w);
-            })?;
-            tails.send(&mut tail.view_mut().part(from, piece.len()), |to| {
-                to.iter_mut().zip(parts()).for_each(|(to, (_, t))| *to = t);
-            })?;
-        }
+    fn param_from(&self, len: usize, source: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<CudaParam> {
+        let (mut weight, mut tail) = (self.device.alloc(len)?, self.device.alloc(len)?);
+        let (mut blocks, mut from) = (locked(&self.blocks), 0);
+        source(&mut |values| {
+            for piece in values.chunks(BLOCK) {
+                let (weights, tails) = blocks.take(&self.device)?;
+                let parts = || piece.iter().copied().map(split_master);
+                weights.send(&mut weight.view_mut().part(from, piece.len()), |to| {
+                    to.iter_mut().zip(parts()).for_each(|(to, (w, _))| *to = w);
+                })?;
+                tails.send(&mut tail.view_mut().part(from, piece.len()), |to| {
+                    to.iter_mut().zip(parts()).for_each(|(to, (_, t))| *to = t);
+                })?;
+                from += piece.len();
+            }
+            Ok(())
+        })?;
+        assert_eq!(from, len, "values of a weight");
         Ok(CudaParam { weight, tail })
     }
 

@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::weights::safetensors::Sink;
 
 /// Tokens of one KV page.
 pub const PAGE: usize = 16;
@@ -296,7 +297,11 @@ pub trait Backend: Sized + Send + Sync {
     fn copy(&self, y: &mut Self::Act, x: &Self::Act) -> Result<()>;
 
     /// A weight with these master values.
-    fn param(&self, values: &[f32]) -> Result<Self::Param>;
+    fn param(&self, values: &[f32]) -> Result<Self::Param> {
+        self.param_from(values.len(), |sink| sink(values))
+    }
+    /// A weight with the `len` master values that `source` hands over, piece after piece.
+    fn param_from(&self, len: usize, source: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<Self::Param>;
     /// Master values of a weight.
     fn master(&self, param: &Self::Param) -> Result<Vec<f32>>;
     /// Lays out a weight for `y = x w^T`, and with `backward` for `dx = dy w` as well.

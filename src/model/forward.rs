@@ -9,6 +9,7 @@ use std::collections::btree_map::Entry;
 use crate::compute::ops::{Angles, Backend, Draw, Drawn, Heads, LayerKv, Norms, PAGE, Seat, Span, Weight, WeightOf};
 use crate::error::{Error, Result};
 use crate::model::params::{LayerIndex, ParamTable};
+use crate::weights::safetensors::Sink;
 use crate::weights::spec::ModelSpec;
 
 /// New tokens of one sequence: a piece of its prompt, or the token drawn last.
@@ -81,10 +82,11 @@ impl<B: Backend> Decoder<B> {
     /// # Errors
     /// As [`Decoder::load`].
     pub fn new(backend: B, spec: ModelSpec, weights: &[Vec<f32>], trainable: bool) -> Result<Self> {
-        Self::load(backend, spec, trainable, |_, i| Ok(weights[i].clone()))
+        Self::load(backend, spec, trainable, |_, i, sink| sink(&weights[i]))
     }
 
-    /// A decoder whose weights come from a source, tensor after tensor of the table, so that the host holds one at a time.
+    /// A decoder whose weights come from a source, tensor after tensor of the table and piece after piece, so that the host
+    /// never holds them all.
     ///
     /// # Errors
     /// What the source reports; when the device cannot run such a model, or it does not fit.
@@ -92,15 +94,11 @@ impl<B: Backend> Decoder<B> {
         backend: B,
         spec: ModelSpec,
         trainable: bool,
-        mut source: impl FnMut(&ParamTable, usize) -> Result<Vec<f32>>,
+        mut source: impl FnMut(&ParamTable, usize, Sink<'_>) -> Result<()>,
     ) -> Result<Self> {
         backend.check(heads(&spec), &[spec.hidden_size, spec.intermediate_size, spec.vocab_size])?;
         let table = ParamTable::new(&spec);
-        let param = |i: usize| {
-            let values = source(&table, i)?;
-            assert_eq!(values.len(), table.tensors[i].len(), "values of tensor {i}");
-            backend.param(&values)
-        };
+        let param = |i: usize| backend.param_from(table.tensors[i].len(), |sink| source(&table, i, sink));
         let params: Vec<B::Param> = (0..table.tensors.len()).map(param).collect::<Result<_>>()?;
         let linear = |i: usize| backend.linear(&params[i], table.tensors[i].rows, table.tensors[i].cols, trainable);
         let layer = |l: &LayerIndex| {

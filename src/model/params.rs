@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::base::rng::{Purpose, Rng};
 use crate::error::{Error, Result};
-use crate::weights::safetensors::TensorFiles;
+use crate::weights::safetensors::{Sink, TensorFiles};
 use crate::weights::spec::{Family, ModelSpec};
 
 /// One tensor of a checkpoint inside a fused tensor.
@@ -184,20 +184,30 @@ impl ParamTable {
         Ok(values)
     }
 
+    /// Hands the values of tensor `i` to `sink` piece after piece.
+    ///
+    /// # Errors
+    /// Those of the files and of the sink.
+    pub fn stream(&self, i: usize, files: &TensorFiles, sink: Sink<'_>) -> Result<()> {
+        self.tensors[i].parts.iter().try_for_each(|part| files.stream(&part.name, &part.shape, &mut *sink))
+    }
+
     /// Values of all tensors from a model's files.
     ///
     /// # Errors
     /// When a tensor is missing, misshapen or unknown.
     pub fn load(&self, files: &TensorFiles) -> Result<Vec<Vec<f32>>> {
-        self.check_names(files)?;
+        self.check(files)?;
         (0..self.tensors.len()).map(|i| self.read(i, |name, shape| files.read(name, shape))).collect()
     }
 
-    /// Refuses files with tensors that the table does not have.
+    /// Refuses files that lack a tensor of the table, have it in another shape, or have one that the table has not. What
+    /// passes is as large as config.json says.
     ///
     /// # Errors
-    /// When there is one.
-    pub fn check_names(&self, files: &TensorFiles) -> Result<()> {
+    /// The first such tensor.
+    pub fn check(&self, files: &TensorFiles) -> Result<()> {
+        self.parts().try_for_each(|(_, part)| files.check(&part.name, &part.shape))?;
         let known: BTreeSet<&str> = self.parts().map(|(_, p)| p.name.as_str()).collect();
         // A tied head may be stored once more, and old files hold the rotary frequencies.
         let harmless = |n: &str| n == "lm_head.weight" && self.head == self.embed || n.ends_with("rotary_emb.inv_freq");

@@ -1,7 +1,8 @@
 //! What a run of a model needs of a GPU, computed without one: bytes by segment, and time by the roofline. A
 //! roofline is what bandwidth and products alone would take; what is reached of it is measured by `azr bench`.
 
-use crate::compute::ops::MomentPrecision;
+use crate::compute::launch::attention_plan::CHUNK;
+use crate::compute::ops::{MomentPrecision, PAGE};
 use crate::model::params::ParamTable;
 use crate::weights::spec::ModelSpec;
 
@@ -36,6 +37,8 @@ pub struct Workload {
     pub running: usize,
     /// Tokens that the KV pages hold.
     pub kv_tokens: usize,
+    /// Tokens of the longest sequence.
+    pub longest: usize,
 }
 
 /// A part of the memory.
@@ -126,11 +129,18 @@ pub fn segments(spec: &ModelSpec, work: &Workload) -> Vec<Segment> {
         of("driver, kernels, rounding", RESERVED_BYTES, Phase::Always),
         of("KV pages", page_bytes * work.kv_tokens as f64, Phase::Rollout),
         of("head's records", 24.0 * work.running as f64 * s.v / 64.0, Phase::Rollout),
+        of("seats of decoding sequences", seat_bytes(spec, work.longest) * work.running as f64, Phase::Rollout),
         of("activations", kept * t, Phase::Training),
         of("KV pages of a micro-batch", page_bytes * t, Phase::Training),
         of("a layer's backward pass", s.working_bytes() * t, Phase::Training),
         of("a chunk of the head's gradient", 2.0 * chunk.min(t * s.v) + 16.0 * t * s.v / 64.0, Phase::Training),
     ]
+}
+
+/// Bytes of a decoding sequence's seat: partial sums of its attention by chunk and head, and its page table.
+fn seat_bytes(spec: &ModelSpec, longest: usize) -> f64 {
+    let parts = longest.div_ceil(CHUNK) * spec.num_heads * (spec.head_dim + 2);
+    4.0 * (parts + longest.div_ceil(PAGE)) as f64
 }
 
 /// Most bytes that are in use at once.
@@ -240,6 +250,7 @@ mod tests {
             recompute: true,
             running: 256,
             kv_tokens: 256 * 2048,
+            longest: 4096,
         }
     }
 

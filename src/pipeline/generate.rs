@@ -16,8 +16,8 @@ use crate::error::{Error, Kind, Result};
 use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::model::forward::Decoder;
-use crate::pipeline::carry::shared;
 use crate::pipeline::judge::{Grade, Judge};
+use crate::pipeline::shared;
 use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
@@ -361,12 +361,7 @@ impl Round {
     }
 
     /// Submits what is missing of a proposal: its own completion, or its probes'.
-    fn submit_proposal<B: Backend>(
-        &mut self,
-        i: usize,
-        cx: &mut Context<'_, B>,
-        traffic: &mut Traffic,
-    ) -> Result<()> {
+    fn submit_proposal<B: Backend>(&mut self, i: usize, cx: &mut Context<'_, B>, traffic: &mut Traffic) -> Result<()> {
         let p = &self.proposals[i];
         if p.completion.is_none() {
             traffic.owners.insert(p.id, Owner::Proposal(i));

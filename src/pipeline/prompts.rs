@@ -109,8 +109,7 @@ impl Prompter<'_> {
         let num_curated = if share > 0.0 { share as usize + usize::from(rng.unit() < share.fract()) } else { 0 };
         let (sampling, gate) = (self.config.task_sampling, &self.config.gate);
         let own = self.buffers.of(kind).solver_tasks(&mut rng, count - num_curated, sampling, step, gate);
-        let curated =
-            curated.solver_tasks(&mut rng, num_curated, TaskSampling::Uniform, step, &GateConfig::default());
+        let curated = curated.solver_tasks(&mut rng, num_curated, TaskSampling::Uniform, step, &GateConfig::default());
         let tasks = own.into_iter().map(|t| (t, false)).chain(curated.into_iter().map(|t| (t, true)));
         let mut left_out = 0;
         for (index, (task, edge_case)) in tasks.enumerate() {

@@ -22,6 +22,9 @@ const COPY_AGAIN: &str = "download or copy it again";
 /// Values converted at a time.
 const CHUNK: usize = 1 << 20;
 
+/// Where values go, piece after piece.
+pub type Sink<'a> = &'a mut dyn FnMut(&[f32]) -> Result<()>;
+
 /// Where a tensor lies.
 #[derive(Debug, Clone)]
 struct Entry {
@@ -199,6 +202,25 @@ impl TensorFiles {
     /// # Errors
     /// When it is missing, has another shape or type, or its file changed since it was opened.
     pub fn read(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        self.check(name, shape)?;
+        let mut values = Vec::with_capacity(shape.iter().product());
+        self.stream(name, shape, &mut |piece| {
+            values.extend_from_slice(piece);
+            Ok(())
+        })?;
+        Ok(values)
+    }
+
+    /// Whether a tensor is there, in this shape and a type that can be read.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn check(&self, name: &str, shape: &[usize]) -> Result<()> {
+        self.entry(name, shape).map(drop)
+    }
+
+    /// Where a tensor of this shape lies, and the bytes of a value.
+    fn entry(&self, name: &str, shape: &[usize]) -> Result<(&Entry, usize)> {
         let Some(entry) = self.entries.get(name) else {
             return Err(Error::config(format!("the weights lack the tensor {name}"))
                 .with_hint("config.json and weights must belong together"));
@@ -207,7 +229,6 @@ impl TensorFiles {
             return Err(Error::config(format!("the tensor {name} has shape {:?}, not {shape:?}", entry.shape))
                 .with_hint("config.json and weights must belong together"));
         }
-        let source = &self.sources[entry.file];
         let width = match entry.dtype {
             Dtype::F32 => 4,
             Dtype::F16 | Dtype::BF16 => 2,
@@ -216,18 +237,27 @@ impl TensorFiles {
                     .with_hint("azr reads F32, F16 and BF16"));
             }
         };
+        Ok((entry, width))
+    }
+
+    /// Hands a tensor's values to `sink` as f32, piece after piece, so that no more than a piece is in memory.
+    ///
+    /// # Errors
+    /// As [`TensorFiles::read`], and what the sink reports.
+    pub fn stream(&self, name: &str, shape: &[usize], sink: Sink<'_>) -> Result<()> {
+        let (entry, width) = self.entry(name, shape)?;
+        let source = &self.sources[entry.file];
         let changed = || {
             Error::new(crate::error::Kind::Io, format!("{} changed while it was being read", source.path.display()))
                 .with_hint("do not write to weights that a run has open")
         };
         let count: usize = shape.iter().product();
-        let mut values = Vec::with_capacity(count);
+        let mut values = Vec::with_capacity(count.min(CHUNK));
         let mut bytes = vec![0u8; count.min(CHUNK) * width];
-        while values.len() < count {
-            let n = (count - values.len()).min(CHUNK);
-            let bytes = &mut bytes[..n * width];
-            let at = entry.offset + (values.len() * width) as u64;
-            if !source.read_at(bytes, at) {
+        for from in (0..count).step_by(CHUNK) {
+            let bytes = &mut bytes[..(count - from).min(CHUNK) * width];
+            values.clear();
+            if !source.read_at(bytes, entry.offset + (from * width) as u64) {
                 return Err(changed());
             }
             let pair = |b: &[u8]| u16::from_le_bytes([b[0], b[1]]);
@@ -238,15 +268,13 @@ impl TensorFiles {
                 Dtype::F16 => values.extend(bytes.chunks_exact(2).map(|b| f16::from_bits(pair(b)).to_f32())),
                 _ => values.extend(bytes.chunks_exact(2).map(|b| bf16::from_bits(pair(b)).to_f32())),
             }
+            if let Some(at) = values.iter().position(|x| !x.is_finite()) {
+                return Err(Error::config(format!("the tensor {name} holds {} at element {}", values[at], from + at))
+                    .with_hint("the checkpoint is damaged or its training diverged"));
+            }
+            sink(&values)?;
         }
-        if !source.is_unchanged() {
-            return Err(changed());
-        }
-        match values.iter().position(|x| !x.is_finite()) {
-            Some(at) => Err(Error::config(format!("the tensor {name} holds {} at element {at}", values[at]))
-                .with_hint("the checkpoint is damaged or its training diverged")),
-            None => Ok(values),
-        }
+        if source.is_unchanged() { Ok(()) } else { Err(changed()) }
     }
 }
 

@@ -74,7 +74,7 @@ if [ -n "$small" ]; then
   step check selftest-quick 300 "$azr" selftest --device cuda --quick
   skip kernels "the test suite runs them on the emulator under every schedule"
   # shellcheck disable=SC2086
-  job job 300 --steps 1 $tiny
+  resumes $tiny --set rollout.straggler_tokens=6 --set rollout.max_lag=1
   measure bench-small 300 decode --small --steps 2
 else
   step check selftest-quick 120 "$azr" selftest --device cuda --quick
@@ -85,7 +85,7 @@ else
     skip kernels "no test binary; tests/gpu/pack.sh makes it"
   fi
   job job 120 --steps 3
-  resumes
+  resumes --set rollout.straggler_tokens=96 --set rollout.max_lag=1
   measure decode-0.5B 120 decode --model 0.5B --curves
   measure train-0.5B 120 train --model 0.5B
 fi

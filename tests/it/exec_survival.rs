@@ -25,6 +25,7 @@ use azr::selfplay::prompt::Piece;
 use azr::selfplay::task::{Config as Which, Role, Task, TaskKind};
 use azr::train::optim::Trainer;
 use azr::weights::model_files::ModelFiles;
+use azr::weights::safetensors::Sink;
 
 use crate::exec::config;
 use crate::exec_hostile::num_children;
@@ -107,6 +108,14 @@ impl Backend for Scripted {
 
     const MAX_ROWS: usize = CpuBackend::MAX_ROWS;
 
+    fn param_from(
+        &self,
+        len: usize,
+        source: impl FnOnce(Sink<'_>) -> azr::Result<()>,
+    ) -> azr::Result<<CpuBackend as Backend>::Param> {
+        self.cpu.param_from(len, source)
+    }
+
     fn seat_rows(&self, seats: &Self::Seats, _: usize) -> usize {
         match *seats {}
     }
@@ -149,7 +158,6 @@ impl Backend for Scripted {
         values(act: &Self::Act) -> Vec<f32>;
         clear_act(act: &mut Self::Act) -> ();
         copy(y: &mut Self::Act, x: &Self::Act) -> ();
-        param(values: &[f32]) -> Self::Param;
         master(param: &Self::Param) -> Vec<f32>;
         linear(w: &Self::Param, n: usize, k: usize, backward: bool) -> Self::Linear;
         relayout(linear: &mut Self::Linear, w: &Self::Param) -> ();

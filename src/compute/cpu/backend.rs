@@ -17,6 +17,7 @@ use crate::compute::ops::{
     Span, Weight, WeightOf,
 };
 use crate::error::{Error, Result};
+use crate::weights::safetensors::Sink;
 
 /// Rows per task of row-wise operations.
 const ROWS: usize = 32;
@@ -264,8 +265,15 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn param(&self, values: &[f32]) -> Result<CpuBuf> {
-        self.upload(values)
+    fn param_from(&self, len: usize, source: impl FnOnce(Sink<'_>) -> Result<()>) -> Result<CpuBuf> {
+        let (mut param, mut from) = (self.scratch(len)?, 0);
+        source(&mut |piece| {
+            param[from..][..piece.len()].copy_from_slice(piece);
+            from += piece.len();
+            Ok(())
+        })?;
+        assert_eq!(from, len, "values of a weight");
+        Ok(param)
     }
 
     fn master(&self, param: &CpuBuf) -> Result<Vec<f32>> {
