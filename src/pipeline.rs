@@ -10,6 +10,7 @@ pub mod generate;
 pub mod inputs;
 pub mod judge;
 pub mod prompts;
+pub mod proof;
 pub mod seeding;
 pub mod shared;
 pub mod state;
@@ -135,8 +136,9 @@ pub fn train<B: Backend>(
         n => n,
     };
     let limits = Engine::<B>::limits(running, model.spec.max_position_embeddings, config.rollout.kv_tokens);
-    let engine = Engine::new(&decoder, limits, config.seed)?;
+    let mut engine = Engine::new(&decoder, limits, config.seed)?;
     let mut trainer = Trainer::new(decoder, config.train.optim(config.seed))?;
+    proof::same_bits(&mut trainer, &mut engine, config.rollout.temperature)?;
     let restored = match start {
         Start::Fresh => None,
         Start::Checkpoint(path) => Some(state::load(path, &mut trainer, config.selfplay.buffer_size)?),

@@ -284,6 +284,7 @@ impl Config {
         let at_least_one = [
             ("selfplay.batch_size", s.batch_size),
             ("selfplay.num_probes", s.num_probes),
+            ("selfplay.num_answers", s.num_answers),
             ("selfplay.buffer_size", s.buffer_size),
             ("selfplay.seed_factor", s.seed_factor),
             ("rollout.max_prompt", r.max_prompt),
@@ -299,10 +300,11 @@ impl Config {
         if let Some((name, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
             return Err(Error::config(format!("{name} must be at least 1")));
         }
-        // Ids of sequences keep 16 bits for the index in a configuration and 8 for the probe.
+        // Ids of sequences keep 16 bits for the index in a configuration and 8 for the probe or the answer.
         for (name, value, limit) in [
             ("selfplay.batch_size", s.batch_size, 1 << 16),
             ("selfplay.num_probes", s.num_probes, 255),
+            ("selfplay.num_answers", s.num_answers, 256),
             ("executor.memory_mib", e.memory_mib as usize, 1 << 20),
             ("rollout.max_lag", r.max_lag, 1),
             ("threads", self.threads, 1024),
@@ -331,6 +333,7 @@ impl Config {
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
         in_range("train.entropy_coef", t.entropy_coef, -1.0, 1.0)?;
         in_range("selfplay.gate.max_guess", s.gate.max_guess, 0.0, 1.0)?;
+        in_range("selfplay.gate.misleading", s.gate.misleading, 0.0, 1.0)?;
         in_range("selfplay.edge_share", s.edge_share, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
         in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;

@@ -32,7 +32,8 @@ use crate::selfplay::task::{Config, Role, Task, TaskKind};
 /// How long the loop waits for the executor when there is nothing to sample.
 const EXECUTOR_WAIT: Duration = Duration::from_millis(50);
 
-/// Id of a sequence: step, configuration, index in the configuration, and 0 for the trained sample or 1.. for a probe.
+/// Id of a sequence: step, configuration, index in the configuration, and 0 for a proposal, 1.. for its probes, or 0.. for
+/// the answers to a task.
 pub fn sequence_id(step: u64, config: Config, index: usize, probe: usize) -> u64 {
     step << 32 | (config.index() as u64) << 24 | (index as u64) << 8 | probe as u64
 }
@@ -135,6 +136,8 @@ pub struct Solve {
     pub task: Arc<Task>,
     /// Whether it is a curated one.
     pub edge_case: bool,
+    /// Whether its message misleads: then the answer is not trained on.
+    pub misleading: bool,
     /// Tokens of the prompt.
     #[serde(with = "shared")]
     pub prompt: Arc<[u32]>,
@@ -301,7 +304,7 @@ impl Round {
 
     /// Adds a task to solve.
     pub fn solve(&mut self, id: u64, config: Config, task: Arc<Task>, edge_case: bool, prompt: Arc<[u32]>) {
-        self.solves.push(Solve { config, task, edge_case, prompt, attempt: Attempt::new(id) });
+        self.solves.push(Solve { config, task, edge_case, misleading: false, prompt, attempt: Attempt::new(id) });
     }
 
     /// Whether a proposal belongs to the next step.
@@ -395,6 +398,24 @@ impl Round {
                 let right = p.probes.iter().filter(|a| a.is_right()).count();
                 Arc::make_mut(task).record.observe(p.probes.len() as u32, right as u32);
             }
+        }
+    }
+
+    /// Refuses proposals whose message misleads, and marks answers to tasks whose message does; called once, after
+    /// [`Round::record_probes`].
+    pub fn refuse_misleading(&mut self, gate: &GateConfig) {
+        for p in &mut self.proposals {
+            if p.task.as_ref().is_some_and(|t| gate.is_misleading(t.kind, &t.record)) {
+                p.task = None;
+                p.rejection = Some(gate::MISLEADING.to_owned());
+            }
+        }
+        for answers in self.solves.chunk_by_mut(|a, b| a.attempt.id >> 8 == b.attempt.id >> 8) {
+            let right = answers.iter().filter(|s| s.attempt.is_right()).count();
+            let mut record = answers[0].task.record;
+            record.observe(answers.len() as u32, right as u32);
+            let misleading = gate.is_misleading(answers[0].config.kind, &record);
+            answers.iter_mut().for_each(|s| s.misleading = misleading);
         }
     }
 

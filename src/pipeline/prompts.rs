@@ -115,7 +115,11 @@ impl Prompter<'_> {
         for (index, (task, edge_case)) in tasks.enumerate() {
             let tokens = self.codec.encode(&prompt::solver(self.rules.format, &task));
             if self.rules.room(config, tokens.len()).is_some() {
-                round.solve(sequence_id(step, config, index, 0), config, task, edge_case, tokens.into());
+                let prompt: Arc<[u32]> = tokens.into();
+                for answer in 0..self.config.num_answers {
+                    let id = sequence_id(step, config, index, answer);
+                    round.solve(id, config, task.clone(), edge_case, prompt.clone());
+                }
             } else {
                 left_out += 1;
             }

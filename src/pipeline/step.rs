@@ -23,6 +23,7 @@ use crate::selfplay::buffer::{Answers, Buffers};
 use crate::selfplay::codec::Codec;
 use crate::selfplay::config::{Duplicates, SolverTasks};
 use crate::selfplay::constraint::{Constraints, Hits};
+use crate::selfplay::gate::MISLEADING;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::monitor::variety;
 use crate::selfplay::parse;
@@ -108,6 +109,7 @@ impl<B: Backend> Run<B> {
     pub fn step(&mut self, step: u64) -> Result<(StepMetrics, Vec<TraceRecord>)> {
         let start = Instant::now();
         let (mut round, carried, left_out) = self.generate(step)?;
+        round.refuse_misleading(&self.config.selfplay.gate);
         self.refuse_repeats(&mut round);
         self.watch(&mut round)?;
         let samples = samples(&round, &self.seen, &self.config.selfplay);
@@ -383,7 +385,8 @@ impl<B: Backend> Run<B> {
         for s in &round.solves {
             let gold = outputs(&s.task);
             let record = judged(&s.attempt, s.config, Some(&gold));
-            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case: s.edge_case, ..record });
+            let note = s.misleading.then(|| MISLEADING.to_owned());
+            records.push(TraceRecord { prompt: Some(text(&s.prompt)), edge_case: s.edge_case, note, ..record });
         }
         records.sort_by_key(|r| r.id);
         records

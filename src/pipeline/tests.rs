@@ -197,6 +197,42 @@ fn a_trained_probe_is_measured_against_its_siblings() {
     }
 }
 
+#[test]
+fn what_misleads_is_refused_and_not_trained_on() {
+    let mut round = Round::default();
+    let prompt: Arc<[u32]> = Arc::new([1, 2, 3]);
+    let (kind, gate) = (TaskKind::Induction, GateConfig { misleading: 0.5, ..GateConfig::default() });
+    let (propose, solve) = (Config { kind, role: Role::Propose }, Config { kind, role: Role::Solve });
+    for i in 0..2 {
+        let id = sequence_id(1, propose, i, 0);
+        round.propose(id, propose, Shown::default(), prompt.clone());
+        let p = round.proposals.last_mut().expect("just added");
+        (p.completion, p.format_ok) = (Some(completion(id, 5)), true);
+        p.task = Some(Arc::new(task(kind, 4)));
+        // The first is solved once, the second three times.
+        p.probes = (1..=4).map(|j| graded(id + j, f64::from(u8::from(j <= 1 + 2 * i as u64)))).collect();
+        p.probe_prompt = Some(prompt.clone());
+        for answer in 0..4 {
+            let id = sequence_id(1, solve, i, answer);
+            round.solve(id, solve, Arc::new(task(kind, 4)), false, prompt.clone());
+            let right = f64::from(u8::from(answer <= 2 * i));
+            round.solves.last_mut().expect("just added").attempt = graded(id, right);
+        }
+    }
+    round.record_probes();
+    round.refuse_misleading(&gate);
+    assert_eq!(round.proposals[0].rejection.as_deref(), Some("gate: the message misleads"));
+    assert!(round.proposals[0].task.is_none() && round.proposals[1].task.is_some());
+    let config = SelfPlayConfig { train_on_probes: true, num_answers: 4, ..SelfPlayConfig::default() };
+    let all = samples(&round, &Seen::default(), &config);
+    let rewards: Vec<f64> = all.iter().filter(|s| s.config == propose).map(|s| s.reward).collect();
+    assert_eq!(rewards, [-1.0, 0.25]);
+    let trained = |index: u64| all.iter().filter(|s| s.config == solve && s.id >> 8 & 0xffff == index).count();
+    // Answers and probes of the second task; neither of the first.
+    assert_eq!(all.iter().filter(|s| s.config == solve).count(), 8);
+    assert_eq!((trained(0), trained(1)), (0, 4 + 4));
+}
+
 fn rules(codec: &Codec, max_prompt: usize) -> Rules {
     let stop: Arc<[u32]> = codec.special_ids(&["<|end|>"]).collect();
     Rules {

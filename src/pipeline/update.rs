@@ -43,7 +43,8 @@ pub struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    /// What the probes of one proposal have in common, and nothing else has: the id without the probe's number.
+    /// What the probes of one proposal have in common, or the answers to one task, and nothing else has: the id without
+    /// their number.
     fn task(&self) -> u64 {
         self.id >> 8
     }
@@ -59,11 +60,12 @@ pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Ve
             }
             Role::Propose => Vec::new(),
             Role::Solve => {
-                let solves = round.solves.iter().filter(|s| s.config == which).map(|s| (&s.attempt, &s.prompt));
+                let solves =
+                    round.solves.iter().filter(|s| s.config == which && !s.misleading).map(|s| (&s.attempt, &s.prompt));
                 let probes = round
                     .proposals
                     .iter()
-                    .filter(|p| config.train_on_probes && p.config.kind == which.kind)
+                    .filter(|p| config.train_on_probes && p.config.kind == which.kind && p.task.is_some())
                     .flat_map(|p| p.probes.iter().zip(std::iter::repeat(&p.probe_prompt)))
                     .filter_map(|(attempt, prompt)| Some((attempt, prompt.as_ref()?)));
                 solves.chain(probes).map(|(attempt, prompt)| solved(attempt, prompt, which)).collect()

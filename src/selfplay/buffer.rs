@@ -31,6 +31,9 @@ pub enum TaskSampling {
     HalfNew,
     /// From all alike.
     Uniform,
+    /// In proportion to the variance of the solver's success ([`Record::learnability`](crate::selfplay::task::Record::learnability)):
+    /// tasks that it solves now and then, and those that it has not met.
+    Learnable,
 }
 
 /// Answers to tasks that were drawn from buffers, and right ones among them, by the tasks' addresses.
@@ -108,7 +111,7 @@ impl Buffer {
     }
 
     /// Draws `count` tasks for the solver at `step`: different ones as far as they go, then again from all. Those that the
-    /// gate calls too easy are passed over, unless all are.
+    /// gate withholds are passed over, unless all are.
     pub fn solver_tasks(
         &self,
         rng: &mut Rng,
@@ -117,19 +120,32 @@ impl Buffer {
         step: u64,
         gate: &GateConfig,
     ) -> Vec<Arc<Task>> {
-        let mut open: Vec<&Arc<Task>> = self.tasks.iter().filter(|t| !gate.is_too_easy(&t.record)).collect();
+        let mut open: Vec<&Arc<Task>> = self.tasks.iter().filter(|t| !gate.withholds(t)).collect();
         if open.is_empty() {
             open.extend(&self.tasks);
         }
         if open.is_empty() {
             return Vec::new();
         }
+        if sampling == TaskSampling::Learnable {
+            let weights: Vec<f64> = open.iter().map(|t| t.record.learnability()).collect();
+            let mut drawn = Vec::with_capacity(count);
+            while drawn.len() < count {
+                let mut left = weights.clone();
+                for _ in 0..(count - drawn.len()).min(open.len()) {
+                    let i = rng.weighted(&left);
+                    left[i] = 0.0;
+                    drawn.push(open[i].clone());
+                }
+            }
+            return drawn;
+        }
         // Tasks come in the order of their steps, so the new ones are the last.
         let num_new = open.iter().rev().take_while(|t| t.step + 1 >= step).count();
         let wanted = match sampling {
             TaskSampling::MaxNew => count,
             TaskSampling::HalfNew => count / 2,
-            TaskSampling::Uniform => 0,
+            TaskSampling::Uniform | TaskSampling::Learnable => 0,
         };
         let first_new = open.len() - num_new;
         let mut drawn: Vec<usize> =
@@ -262,6 +278,24 @@ mod tests {
         // Nine tenths of the weight are theirs.
         assert!(failed(ReferenceSampling::Adversarial).iter().all(|n| (165..195).contains(n)));
         assert!(failed(ReferenceSampling::Uniform).iter().all(|n| (75..125).contains(n)));
+    }
+
+    #[test]
+    fn learnable_tasks_are_drawn_most_often_and_each_once_while_they_go_round() {
+        let mut buffer = Buffer::new(99);
+        for i in 0..20 {
+            let mut task = Task::clone(&task(i));
+            task.record.observe(38, if i < 10 { 19 } else { 0 });
+            buffer.push(Arc::new(task));
+        }
+        let (mut rng, off) = (rng(), GateConfig::default());
+        let mut draw = |count| buffer.solver_tasks(&mut rng, count, TaskSampling::Learnable, 20, &off);
+        let learnable = (0..200).filter(|_| draw(1)[0].step < 10).count();
+        // 0.25 against 39 / 1600.
+        assert!((165..195).contains(&learnable), "{learnable}");
+        let mut steps: Vec<u64> = draw(40).iter().map(|t| t.step).collect();
+        steps.sort_unstable();
+        assert_eq!(steps, (0..40).map(|i| i / 2).collect::<Vec<u64>>());
     }
 
     #[test]

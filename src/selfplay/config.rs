@@ -101,6 +101,8 @@ pub struct SelfPlayConfig {
     pub train_on_probes: bool,
     /// Tasks of the solver.
     pub solver_tasks: SolverTasks,
+    /// Answers that the solver gives to each of its tasks (1 in paper and code).
+    pub num_answers: usize,
     /// How solver tasks are drawn from a buffer.
     pub task_sampling: TaskSampling,
     /// How references are drawn.
@@ -151,6 +153,7 @@ impl Default for SelfPlayConfig {
             train_proposer: true,
             train_on_probes: false,
             solver_tasks: SolverTasks::PreviousStep,
+            num_answers: 1,
             task_sampling: TaskSampling::MaxNew,
             reference_sampling: ReferenceSampling::Uniform,
             propose_reward: Extremes::Zero,

@@ -11,12 +11,16 @@ use malachite_bigint::BigInt;
 use serde::{Deserialize, Serialize};
 
 use crate::exec::value::Value;
-use crate::selfplay::task::Record;
+use crate::selfplay::task::{Record, Task, TaskKind};
 
 /// Varied inputs of a proposal.
 const NUM_VARIED: usize = 4;
 /// Values without which nothing is refused: the proposal's own, and two varied ones.
 const MIN_VALUES: usize = 3;
+/// Answers without which no message is taken to mislead.
+const MIN_TRIES: u32 = 4;
+/// Why a proposal is refused, or an answer not trained on, whose task's message misleads.
+pub const MISLEADING: &str = "gate: the message misleads";
 
 /// Rules of the gate; all off by default.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -34,11 +38,15 @@ pub struct GateConfig {
     /// proposal are one sampling and the draws of a step another. They stay in the buffer as references, and their
     /// repeats are known. 0 is off.
     pub too_easy: u32,
+    /// Induction: success rate of the solver below which a task's message is taken to mislead. Such a proposal is refused
+    /// as invalid, and such a task of the buffer is neither trained on nor drawn again: what is learnt from one is to
+    /// disbelieve messages. 0 is off.
+    pub misleading: f64,
 }
 
 impl Default for GateConfig {
     fn default() -> Self {
-        GateConfig { identity: false, constant: false, coin_flips: false, max_guess: 1.0, too_easy: 0 }
+        GateConfig { identity: false, constant: false, coin_flips: false, max_guess: 1.0, too_easy: 0, misleading: 0.0 }
     }
 }
 
@@ -48,9 +56,20 @@ impl GateConfig {
         self.identity || self.constant || self.coin_flips || self.max_guess < 1.0
     }
 
-    /// Whether a task with this record is kept from the solver.
+    /// Whether a task with this record is too easy for the solver.
     pub fn is_too_easy(&self, record: &Record) -> bool {
         self.too_easy > 0 && record.streak >= self.too_easy
+    }
+
+    /// Whether a task's message misleads, as far as its record tells.
+    pub fn is_misleading(&self, kind: TaskKind, record: &Record) -> bool {
+        let right = f64::from(record.right) < self.misleading * f64::from(record.tries);
+        right && kind == TaskKind::Induction && record.tries >= MIN_TRIES
+    }
+
+    /// Whether a task of a buffer is kept from the solver.
+    pub fn withholds(&self, task: &Task) -> bool {
+        self.is_too_easy(&task.record) || self.is_misleading(task.kind, &task.record)
     }
 
     /// Why a program is refused that gave these outputs for these inputs, if it is.
@@ -127,7 +146,7 @@ mod tests {
     use super::*;
 
     const ALL: GateConfig =
-        GateConfig { identity: true, constant: true, coin_flips: true, max_guess: 0.7, too_easy: 0 };
+        GateConfig { identity: true, constant: true, coin_flips: true, max_guess: 0.7, too_easy: 0, misleading: 0.5 };
 
     #[test]
     fn what_teaches_nothing_is_refused_by_its_own_rule() {
@@ -152,6 +171,21 @@ mod tests {
         assert_eq!(ALL.refuses(&[("1", "2"), ("2", "3"), ("3", "4")]), None);
         assert_eq!(ALL.refuses(&[("1", "7"), ("2", "7")]), None, "too little is known");
         assert!(ALL.is_on() && !GateConfig::default().is_on());
+    }
+
+    #[test]
+    fn messages_mislead_where_few_answers_are_right() {
+        let record = |tries, right| Record { tries, right, streak: 0 };
+        let off = GateConfig::default();
+        for (tries, right, misleading) in [(8, 3, true), (8, 4, false), (4, 1, true), (3, 0, false), (0, 0, false)] {
+            let record = record(tries, right);
+            assert_eq!(ALL.is_misleading(TaskKind::Induction, &record), misleading, "{right} of {tries}");
+            assert!(
+                !ALL.is_misleading(TaskKind::Deduction, &record) && !off.is_misleading(TaskKind::Induction, &record)
+            );
+            let task = Task { record, ..Task::identity(TaskKind::Induction) };
+            assert_eq!((ALL.withholds(&task), off.withholds(&task)), (misleading, false));
+        }
     }
 
     #[test]

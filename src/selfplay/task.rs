@@ -114,6 +114,12 @@ impl Record {
         f64::from(self.tries - self.right + 1) / f64::from(self.tries + 2)
     }
 
+    /// Variance of an answer's success, by the same estimate: largest for a task that is solved half of the time, and for
+    /// one that nobody has answered; above 0 for every task.
+    pub fn learnability(&self) -> f64 {
+        self.failure() * (1.0 - self.failure())
+    }
+
     fn is_empty(&self) -> bool {
         self.tries == 0
     }
@@ -231,6 +237,7 @@ mod tests {
             assert_eq!(record.streak, streak);
         }
         assert_eq!((record.tries, record.right, record.failure()), (13, 12, 2.0 / 15.0));
+        assert!((record.learnability() - 26.0 / 225.0).abs() < 1e-12 && Record::default().learnability() == 0.25);
     }
 
     #[test]

@@ -142,10 +142,10 @@ fn the_script_for_gpu_boxes_runs_on_the_emulator() {
     assert!(output.status.success(), "{said}{}", stderr(&output));
     let lines = json_lines(&dir.path().join("results.jsonl"));
     let of = |name: &str| lines.iter().find(|l| l["step"] == name).unwrap_or_else(|| panic!("{name} in {said}"));
-    for name in ["version", "selftest-quick", "bits-of-the-model", "job", "bench-small"] {
+    for name in ["version", "selftest-quick", "bits-of-the-model", "straight", "resume-bits", "bench-small"] {
         assert_eq!(of(name)["rc"], 0, "{said}");
     }
     assert!(of("kernels")["said"].as_str().is_some_and(|s| s.starts_with("SKIPPED: ")), "{said}");
-    assert_eq!(json_lines(&dir.path().join("metrics.jsonl")).len(), 1);
+    assert_eq!(json_lines(&dir.path().join("metrics.jsonl")).len(), 3);
     assert!(dir.path().join("bench-small.json").exists());
 }
