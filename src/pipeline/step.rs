@@ -316,7 +316,7 @@ impl<B: Backend> Run<B> {
         }
         StepMetrics {
             step,
-            edge_cases: round.solves.iter().filter(|s| s.edge_case).count(),
+            edge_cases: round.solves.iter().filter(|s| s.edge_case && s.attempt.id & 0xff == 0).count(),
             configs,
             reward: mean(&mut samples.iter().map(|s| s.reward)),
             valid: mean(&mut round.proposals.iter().map(|p| f64::from(u8::from(p.task.is_some())))),

@@ -69,7 +69,7 @@ fi
 step info version 60 "$azr" --version
 
 if [ -n "$small" ]; then
-  tiny="--set selfplay.batch_size=1 --set selfplay.seed_factor=1 --set selfplay.num_probes=1"
+  tiny="--set selfplay.batch_size=1 --set selfplay.seed_factor=1 --set selfplay.num_probes=1 --set selfplay.num_answers=1"
   tiny="$tiny --set rollout.max_solve=8 --set rollout.max_propose=16"
   step check selftest-quick 300 "$azr" selftest --device cuda --quick
   skip kernels "the test suite runs them on the emulator under every schedule"

@@ -83,6 +83,7 @@ fn small<'a>(out: &'a Path, seeds: &'a str, more: &[&'a str]) -> Vec<&'a str> {
         "selfplay.batch_size=2",
         "selfplay.seed_factor=2",
         "selfplay.num_probes=2",
+        "selfplay.num_answers=2",
         "rollout.max_solve=12",
         "rollout.max_propose=40",
         "checkpoint.every_steps=1",

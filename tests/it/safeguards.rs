@@ -9,10 +9,12 @@ use serde_json::Value;
 use crate::command::{checkpoint, expect_code, hash, json_lines, run, stderr};
 
 /// A run that is small, so that tasks are soon drawn again.
-const SMALL: [&str; 5] = [
+const SMALL: [&str; 7] = [
     "selfplay.batch_size=6",
     "selfplay.seed_factor=2",
     "selfplay.num_probes=2",
+    "selfplay.num_answers=1",
+    "selfplay.gate.misleading=0",
     "selfplay.task_sampling=uniform",
     "checkpoint.every_steps=1",
 ];

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# benches/learning/run.sh GROUP [SEEDS]: what self-play does to the embedded model's accuracy on held-out tasks.
+#
+#   seeds       the tiny preset as it is
+#   ablations   the same without one part at a time
+#   collapse    many steps, with the gate and without
+#
+# Every run has THREADS threads and ends after STEPS steps or MINUTES minutes, whichever comes first, and is evaluated every
+# EVERY steps at temperature 1 and, at its beginning and end, greedily. Runs go one after another, into OUT; collect.py makes
+# JSON and a picture of what is there. A run that is there already goes on where it stopped.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+group=${1:?seeds, ablations or collapse}
+seeds=${2:-1 2 3}
+azr=${AZR:-target/release/azr}
+out=${OUT:-target/learning}
+steps=${STEPS:-100000} minutes=${MINUTES:-60} every=${EVERY:-50} threads=${THREADS:-2}
+[ -x "$azr" ] || cargo build --release --locked
+
+# Programs of each level of the suite: 1,002 tasks of each type.
+suite=(--eval-suite grammar --set eval.num_builtin=334)
+
+# run NAME SEED OPTIONS...
+run() {
+  local name=$1 seed=$2 rc=0
+  shift 2
+  local dir=$out/$name-$seed
+  mkdir -p "$out"
+  if [ -d "$dir/checkpoints" ]; then
+    set -- --resume "$dir"
+  else
+    set -- --preset tiny --seed "$seed" --out "$dir" --eval-every "$every" --set eval.temperature=1 "${suite[@]}" \
+      --set checkpoint.every_steps="$every" --set checkpoint.keep=0 "$@"
+  fi
+  # On a signal azr saves and ends with 75.
+  TIMEFORMAT='%U %S'
+  { time timeout --preserve-status -s TERM "${minutes}m" \
+    "$azr" --threads "$threads" --executors "$threads" --steps "$steps" "$@" >>"$dir.log" 2>&1 || rc=$?; } 2>>"$dir.cpu"
+  [ "$rc" = 0 ] || [ "$rc" = 75 ] || { echo "$dir: exit code $rc" >&2 && tail -3 "$dir.log" >&2; }
+  local first last
+  first=$dir/checkpoints/step-00000000 last=$(ls -d "$dir"/checkpoints/step-* | tail -1)
+  for at in "$first" "$last"; do
+    local scores=$dir/greedy-${at##*-}
+    [ -d "$scores" ] || "$azr" eval --suite grammar --limit 334 --weights "$at" --threads "$threads" --out "$scores" >>"$dir.log"
+  done
+}
+
+for seed in $seeds; do
+  case $group in
+    seeds) run preset "$seed" ;;
+    ablations)
+      run solver-only "$seed" --set selfplay.train_proposer=false
+      run no-gate "$seed" --set selfplay.gate.identity=false --set selfplay.gate.constant=false \
+        --set selfplay.gate.coin_flips=false --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0
+      run no-references "$seed" --set selfplay.num_references=0
+      run type-baseline "$seed" --set selfplay.baseline=sequence
+      ;;
+    collapse)
+      run gate "$seed"
+      run bare "$seed" --set selfplay.gate.identity=false --set selfplay.gate.constant=false \
+        --set selfplay.gate.coin_flips=false --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0 \
+        --set selfplay.duplicates=allow
+      ;;
+    *) echo "there is no group $group" >&2 && exit 2 ;;
+  esac
+done
