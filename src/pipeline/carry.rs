@@ -6,8 +6,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::pipeline::generate::{Attempt, Earlier, Proposal, Round, Solve};
+use crate::pipeline::generate::{Attempt, Earlier, Proposal, Round, Rules, Solve};
 use crate::rollout::engine::Completion;
+use crate::selfplay::task::{Config, Role};
 
 /// Sequences between two steps.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -49,9 +50,23 @@ impl Carried {
         self.solves.extend(more.solves);
     }
 
-    /// A round that goes on with these.
-    pub fn into_round(self) -> Round {
-        Round { proposals: self.proposals, solves: self.solves, ..Round::default() }
+    /// A round that goes on with these, and the number of those that had to be dropped because they no longer fit: after a
+    /// resumption with shorter limits.
+    pub fn into_round(self, rules: &Rules) -> (Round, usize) {
+        let num_carried = self.len();
+        let Carried { mut proposals, mut solves } = self;
+        let fits = |config: Config, prompt: &[u32], earlier: &Earlier| {
+            let begun = earlier.begun.as_ref().map_or(0, |c| c.tokens.len());
+            rules.room(config, prompt.len()).is_some_and(|room| begun < room)
+        };
+        proposals.retain(|p| {
+            let solver = Config { role: Role::Solve, ..p.config };
+            let probes = || p.probe_prompt.iter().flat_map(|prompt| p.probes.iter().map(move |a| (prompt, &a.earlier)));
+            fits(p.config, &p.prompt, &p.earlier) && probes().all(|(prompt, earlier)| fits(solver, prompt, earlier))
+        });
+        solves.retain(|s| fits(s.config, &s.prompt, &s.attempt.earlier));
+        let num_dropped = num_carried - proposals.len() - solves.len();
+        (Round { proposals, solves, ..Round::default() }, num_dropped)
     }
 
     /// Number of proposals and solutions.

@@ -114,7 +114,8 @@ pub struct Proposal {
     pub probe_prompt: Option<Arc<[u32]>>,
     #[serde(skip)]
     draft: Option<Draft>,
-    ungraded: usize,
+    /// Probes without a grade.
+    pub ungraded: usize,
 }
 
 /// What a proposer's prompt shows.

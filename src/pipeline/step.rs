@@ -168,8 +168,7 @@ impl<B: Backend> Run<B> {
             stop: &self.stop,
         };
         // A step that fails, or that a signal stops, leaves what was carried as it is.
-        let mut round = self.carried.clone().into_round();
-        let mut left_out = 0;
+        let (mut round, mut left_out) = self.carried.clone().into_round(&self.rules);
         let same_step = self.config.selfplay.solver_tasks == SolverTasks::SameStep;
         let first_of = |step| sequence_id(step, Config::ALL[0], 0, 0);
         let drawn_ahead = round.proposals.last().is_some_and(|p| p.id >= first_of(step));

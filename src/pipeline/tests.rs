@@ -9,6 +9,7 @@ use azr_tokenizer::Tokenizer;
 use crate::base::rng::{Purpose, Rng};
 use crate::exec::protocol::{Outcome, Rejection, Verdict};
 use crate::exec::source::FunctionRule;
+use crate::pipeline::carry::Carried;
 use crate::pipeline::generate::{Attempt, Round, Rules, Shown, sequence_id};
 use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
@@ -231,6 +232,29 @@ fn what_misleads_is_refused_and_not_trained_on() {
     // Answers and probes of the second task; neither of the first.
     assert_eq!(all.iter().filter(|s| s.config == solve).count(), 8);
     assert_eq!((trained(0), trained(1)), (0, 4 + 4));
+}
+
+#[test]
+fn what_is_carried_goes_on_while_it_fits() {
+    let codec = Codec::new(Arc::new(Tokenizer::embedded()), Format::Compact, None).expect("the embedded vocabulary");
+    let mut round = round();
+    // Nothing of one is there, half of another has been drawn, a proposal waits for a probe.
+    round.solves[0].attempt = Attempt { id: round.solves[0].attempt.id, ..Attempt::default() };
+    let half = &mut round.solves[1].attempt;
+    *half = Attempt { id: half.id, ..Attempt::default() };
+    half.earlier.begun = Some(Completion { finish: Finish::Length, ..completion(half.id, 20) });
+    round.proposals[1].probes.pop();
+    round.proposals[1].probes.push(Attempt::default());
+    round.proposals[1].ungraded = 1;
+    let carried = Carried::take(&mut round, 4);
+    assert_eq!((carried.len(), round.proposals.len(), round.solves.len()), (3, 7, 6));
+    let (again, dropped) = carried.clone().into_round(&rules(&codec, 512));
+    assert_eq!((again.proposals.len(), again.solves.len(), dropped), (1, 2, 0));
+    assert_eq!(again.solves[1].attempt.earlier.stale, 20);
+    assert_eq!(again.proposals[0].earlier.stale, 6, "its own completion, of this step's weights");
+    let shorter = Rules { max_response: [64, 20], ..rules(&codec, 512) };
+    assert_eq!(carried.clone().into_round(&shorter).1, 1, "what is longer than it may be");
+    assert_eq!(carried.into_round(&rules(&codec, 2)).1, 3, "whose prompts are too long");
 }
 
 fn rules(codec: &Codec, max_prompt: usize) -> Rules {
