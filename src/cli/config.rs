@@ -214,14 +214,13 @@ fn preset_text(preset: Preset) -> &'static str {
         Preset::Tiny => {
             "steps = 100\n\
              rollout = { max_prompt = 400, max_propose = 192, max_solve = 96 }\n\
-             train = { learning_rate = 1e-4, beta2 = 0.95, entropy_coef = 0.0, loss_aggregation = \"sequence_mean\" }\n\
+             train = { learning_rate = 2e-4, beta2 = 0.95, entropy_coef = 0.0, loss_aggregation = \"sequence_mean\" }\n\
              checkpoint = { every_steps = 20 }\n\
              [selfplay]\n\
-             batch_size = 16\n\
+             batch_size = 32\n\
              num_references = 3\n\
-             seed_factor = 64\n\
+             seed_factor = 32\n\
              num_answers = 8\n\
-             train_on_probes = true\n\
              baseline = \"task\"\n\
              task_sampling = \"learnable\"\n\
              accept = \"non_extremes\"\n\

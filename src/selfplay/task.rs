@@ -114,10 +114,11 @@ impl Record {
         f64::from(self.tries - self.right + 1) / f64::from(self.tries + 2)
     }
 
-    /// Variance of an answer's success, by the same estimate: largest for a task that is solved half of the time, and for
-    /// one that nobody has answered; above 0 for every task.
+    /// `p^2 (1 - p)` for the success rate p by the same estimate: largest for a task of which two thirds of the answers are
+    /// right, little less for one that nobody has answered, above 0 for every task. Uncertain tasks teach most, and among
+    /// them those whose commonest answer is right: the others teach to doubt what is likely.
     pub fn learnability(&self) -> f64 {
-        self.failure() * (1.0 - self.failure())
+        self.failure() * (1.0 - self.failure()).powi(2)
     }
 
     fn is_empty(&self) -> bool {
@@ -237,7 +238,7 @@ mod tests {
             assert_eq!(record.streak, streak);
         }
         assert_eq!((record.tries, record.right, record.failure()), (13, 12, 2.0 / 15.0));
-        assert!((record.learnability() - 26.0 / 225.0).abs() < 1e-12 && Record::default().learnability() == 0.25);
+        assert!((record.learnability() - 338.0 / 3375.0).abs() < 1e-12 && Record::default().learnability() == 0.125);
     }
 
     #[test]
