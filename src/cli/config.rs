@@ -277,7 +277,7 @@ mod tests {
     fn every_preset_resolves() {
         for preset in Preset::value_variants() {
             let config = resolve(&["--preset", name_of(*preset)]).and_then(|l| l.config()).expect("a whole preset");
-            assert_eq!(config.selfplay.num_references, 6);
+            assert_eq!(config.selfplay.num_references, if *preset == Preset::Tiny { 3 } else { 6 });
         }
         assert_eq!(resolve(&["--weights", "w"]).and_then(|l| l.config()).expect("good").selfplay.batch_size, 64);
     }
