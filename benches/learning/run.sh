@@ -3,7 +3,7 @@
 #
 #   seeds       the tiny preset as it is
 #   ablations   the same without one part at a time
-#   collapse    many steps, with the gate and without
+#   gate, bare  many small steps, with the gate; without it, and repeats of programs allowed
 #
 # Every run has THREADS threads and ends after STEPS steps or MINUTES minutes, whichever comes first, and is evaluated every
 # EVERY steps at temperature 1 and, at its beginning and end, greedily. Runs go one after another, into OUT; collect.py makes
@@ -11,7 +11,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-group=${1:?seeds, ablations or collapse}
+group=${1:?seeds, ablations, gate or bare}
 seeds=${2:-1 2 3}
 azr=${AZR:-target/release/azr}
 out=${OUT:-target/learning}
@@ -20,6 +20,13 @@ steps=${STEPS:-100000} minutes=${MINUTES:-60} every=${EVERY:-50} threads=${THREA
 
 # Programs of each level of the suite: 1,002 tasks of each type.
 suite=(--eval-suite grammar --set eval.num_builtin=334)
+
+# Without the gate.
+bare=(--set selfplay.gate.identity=false --set selfplay.gate.constant=false --set selfplay.gate.coin_flips=false
+  --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0)
+# Steps of about a second.
+small=(--set selfplay.batch_size=8 --set selfplay.seed_factor=64 --set selfplay.num_answers=4 --set selfplay.num_probes=4
+  --set rollout.max_propose=96)
 
 # run NAME SEED OPTIONS...
 run() {
@@ -51,16 +58,15 @@ for seed in $seeds; do
     seeds) run preset "$seed" ;;
     ablations)
       run solver-only "$seed" --set selfplay.train_proposer=false
-      run no-gate "$seed" --set selfplay.gate.identity=false --set selfplay.gate.constant=false \
-        --set selfplay.gate.coin_flips=false --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0
+      run no-gate "$seed" "${bare[@]}"
       run no-references "$seed" --set selfplay.num_references=0
       run type-baseline "$seed" --set selfplay.baseline=sequence
       ;;
-    collapse)
-      run gate "$seed"
-      run bare "$seed" --set selfplay.gate.identity=false --set selfplay.gate.constant=false \
-        --set selfplay.gate.coin_flips=false --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0 \
-        --set selfplay.duplicates=allow
+    gate)
+      run small-gate "$seed" "${small[@]}"
+      ;;
+    bare)
+      run small-bare "$seed" "${small[@]}" "${bare[@]}" --set selfplay.duplicates=allow
       ;;
     *) echo "there is no group $group" >&2 && exit 2 ;;
   esac
