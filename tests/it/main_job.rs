@@ -99,10 +99,9 @@ fn recompute(trace: &[Value], extremes: Extremes) {
     for r in trace {
         if let Some(proposal) = r["probe_of"].as_u64() {
             probes.entry(proposal).or_default().push(number(&r["accuracy"]));
-        }
-        if r["reward"].is_null() {
-            let misleads = r["note"].as_str().is_some_and(|note| note.contains("misleads"));
-            assert!(misleads || refused(trace, r), "it is trained on: {r}");
+            assert!(r["reward"].is_null(), "probes are not trained on");
+        } else if r["reward"].is_null() {
+            assert!(r["note"].as_str().is_some_and(|note| note.contains("misleads")), "it is trained on: {r}");
         } else {
             let key = (r["step"].as_u64().expect("a step"), r["config"].as_str().expect("a name").to_owned());
             groups.entry(key).or_default().push(r);
@@ -140,11 +139,6 @@ fn recompute(trace: &[Value], extremes: Extremes) {
 /// Whether a proposal was refused after its probes were drawn.
 fn refused_late(r: &Value) -> bool {
     r["verdict"] == "duplicate" || r["verdict"] == "gate: the message misleads"
-}
-
-/// Whether a record is a probe of a proposal that was refused late.
-fn refused(trace: &[Value], probe: &Value) -> bool {
-    trace.iter().any(|r| r["id"] == probe["probe_of"] && refused_late(r))
 }
 
 fn small(out: &Path, more: &[&str]) -> Vec<String> {
