@@ -43,7 +43,9 @@ def read(folder):
     for start in range(0, len(steps), 20):
         part = steps[start : start + 20]
         mean = lambda value: round(sum(map(value, part)) / len(part), 4)
-        variety = lambda m, key: sum(v[key] for v in m["variety"].values()) / max(1, len(m["variety"]))
+        # Of the types that have a valid proposal; a step without any counts as varied.
+        valid = lambda m: [v for v in m["variety"].values() if v["num_valid"]]
+        variety = lambda m, key: sum(v[key] for v in valid(m)) / len(valid(m)) if valid(m) else 1.0
         run["curve"].append({
             "step": part[-1]["step"],
             "valid": mean(lambda m: m["valid"]),
