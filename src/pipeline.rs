@@ -12,7 +12,6 @@ pub mod judge;
 pub mod prompts;
 pub mod proof;
 pub mod seeding;
-pub mod shared;
 pub mod state;
 pub mod step;
 pub mod update;

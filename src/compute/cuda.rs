@@ -47,8 +47,8 @@ pub struct CudaBackend {
     blocks: Arc<Mutex<Blocks>>,
 }
 
-/// Elements of a block that weights are uploaded by.
-const BLOCK: usize = 1 << 22;
+/// Elements of a block that weights are uploaded by: as many as files hand over at a time.
+const BLOCK: usize = 1 << 20;
 
 /// Page-locked memory that weights go through: one block is filled while the other is copied.
 #[derive(Default)]

@@ -47,7 +47,7 @@ pub struct StepMetrics {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub too_easy: BTreeMap<String, usize>,
     /// Curated tasks among those that the solver got.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_default")]
     pub edge_cases: usize,
     /// Prompts left out because they do not fit the model.
     pub prompts_left_out: usize,
@@ -65,10 +65,10 @@ pub struct StepMetrics {
     /// when both are the same bits.
     pub logprob_gap: f64,
     /// Response tokens trained on that an earlier step's weights have drawn.
-    #[serde(skip_serializing_if = "is_no_token")]
+    #[serde(skip_serializing_if = "is_default")]
     pub stale_tokens: u64,
     /// Proposals and solutions left to the next step.
-    #[serde(skip_serializing_if = "is_none")]
+    #[serde(skip_serializing_if = "is_default")]
     pub carried: usize,
     /// Tokens sampled.
     pub sampled_tokens: u64,
@@ -99,20 +99,12 @@ pub struct StepMetrics {
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub eval: BTreeMap<String, f64>,
     /// Seconds of the evaluation, which are not part of the step's.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub eval_s: f64,
 }
 
-fn is_no_token(n: &u64) -> bool {
-    *n == 0
-}
-
-fn is_none(n: &usize) -> bool {
-    *n == 0
-}
-
-fn is_zero(x: &f64) -> bool {
-    *x == 0.0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// One line of trace.jsonl: a sampled response with all that its reward is computed from.
@@ -162,7 +154,7 @@ pub struct TraceRecord {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<String>,
     /// What they cost, where anything; the reward has it subtracted.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "is_default")]
     pub penalty: f64,
     /// Reward; none for probes that are not trained on.
     #[serde(skip_serializing_if = "Option::is_none")]

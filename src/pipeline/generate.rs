@@ -17,7 +17,6 @@ use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::model::forward::Decoder;
 use crate::pipeline::judge::{Grade, Judge};
-use crate::pipeline::shared;
 use crate::rollout::engine::{Completion, Engine, Finish, SampleRequest};
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::codec::Codec;
@@ -86,10 +85,8 @@ pub struct Proposal {
     /// Task type and role.
     pub config: Config,
     /// Tokens of the prompt.
-    #[serde(with = "shared")]
     pub prompt: Arc<[u32]>,
     /// Programs shown as references.
-    #[serde(with = "shared")]
     pub references: Vec<Arc<Task>>,
     /// Functions that the program had to call.
     pub composites: Vec<String>,
@@ -100,7 +97,6 @@ pub struct Proposal {
     /// Whether the completion keeps to the format.
     pub format_ok: bool,
     /// The validated task.
-    #[serde(with = "shared")]
     pub task: Option<Arc<Task>>,
     /// Why there is none.
     pub rejection: Option<String>,
@@ -110,7 +106,6 @@ pub struct Proposal {
     /// Solver samples that measure the difficulty.
     pub probes: Vec<Attempt>,
     /// Their prompt.
-    #[serde(with = "shared")]
     pub probe_prompt: Option<Arc<[u32]>>,
     #[serde(skip)]
     draft: Option<Draft>,
@@ -133,14 +128,12 @@ pub struct Solve {
     /// Task type and role.
     pub config: Config,
     /// The task.
-    #[serde(with = "shared")]
     pub task: Arc<Task>,
     /// Whether it is a curated one.
     pub edge_case: bool,
     /// Whether its message misleads: then the answer is not trained on.
     pub misleading: bool,
     /// Tokens of the prompt.
-    #[serde(with = "shared")]
     pub prompt: Arc<[u32]>,
     /// The answer.
     pub attempt: Attempt,
@@ -415,7 +408,8 @@ impl Round {
             let right = answers.iter().filter(|s| s.attempt.is_right()).count();
             let mut record = answers[0].task.record;
             record.observe(answers.len() as u32, right as u32);
-            let misleading = gate.is_misleading(answers[0].config.kind, &record);
+            // What somebody has curated is hard at worst.
+            let misleading = !answers[0].edge_case && gate.is_misleading(answers[0].config.kind, &record);
             answers.iter_mut().for_each(|s| s.misleading = misleading);
         }
     }

@@ -232,6 +232,10 @@ fn what_misleads_is_refused_and_not_trained_on() {
     // Answers and probes of the second task; neither of the first.
     assert_eq!(all.iter().filter(|s| s.config == solve).count(), 8);
     assert_eq!((trained(0), trained(1)), (0, 4 + 4));
+    // A curated task is trusted, however hard.
+    round.solves.iter_mut().for_each(|s| s.edge_case = true);
+    round.refuse_misleading(&gate);
+    assert!(round.solves.iter().all(|s| !s.misleading));
 }
 
 #[test]

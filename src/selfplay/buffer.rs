@@ -100,14 +100,8 @@ impl Buffer {
             ReferenceSampling::Recent => |t| t.step as f64 + 1.0,
             ReferenceSampling::Adversarial => |t| t.record.failure(),
         };
-        let mut weights: Vec<f64> = self.tasks.iter().map(weight).collect();
-        (0..count)
-            .map(|_| {
-                let i = rng.weighted(&weights);
-                weights[i] = 0.0;
-                self.tasks[i].clone()
-            })
-            .collect()
+        let weights = self.tasks.iter().map(weight).collect();
+        distinct_by_weight(rng, weights, count).into_iter().map(|i| self.tasks[i].clone()).collect()
     }
 
     /// Draws `count` tasks for the solver at `step`: different ones as far as they go, then again from all. Those that the
@@ -131,14 +125,10 @@ impl Buffer {
             let weights: Vec<f64> = open.iter().map(|t| t.record.learnability()).collect();
             let mut drawn = Vec::with_capacity(count);
             while drawn.len() < count {
-                let mut left = weights.clone();
-                for _ in 0..(count - drawn.len()).min(open.len()) {
-                    let i = rng.weighted(&left);
-                    left[i] = 0.0;
-                    drawn.push(open[i].clone());
-                }
+                let more = (count - drawn.len()).min(open.len());
+                drawn.extend(distinct_by_weight(rng, weights.clone(), more));
             }
-            return drawn;
+            return drawn.into_iter().map(|i| open[i].clone()).collect();
         }
         // Tasks come in the order of their steps, so the new ones are the last.
         let num_new = open.iter().rev().take_while(|t| t.step + 1 >= step).count();
@@ -161,6 +151,16 @@ impl Buffer {
     pub fn num_too_easy(&self, gate: &GateConfig) -> usize {
         self.tasks.iter().filter(|t| gate.is_too_easy(&t.record)).count()
     }
+}
+
+/// Draws `count` different indices in proportion to their weights, which are above 0.
+fn distinct_by_weight(rng: &mut Rng, mut weights: Vec<f64>, count: usize) -> Vec<usize> {
+    let draw = |_| {
+        let i = rng.weighted(&weights);
+        weights[i] = 0.0;
+        i
+    };
+    (0..count).map(draw).collect()
 }
 
 /// The buffers of all task types.

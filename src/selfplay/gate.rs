@@ -39,8 +39,7 @@ pub struct GateConfig {
     /// repeats are known. 0 is off.
     pub too_easy: u32,
     /// Induction: success rate of the solver below which a task's message is taken to mislead. Such a proposal is refused
-    /// as invalid, and such a task of the buffer is neither trained on nor drawn again: what is learnt from one is to
-    /// disbelieve messages. 0 is off.
+    /// as invalid, and such a task of the buffer is neither trained on nor drawn again. Curated tasks are trusted. 0 is off.
     pub misleading: f64,
 }
 
