@@ -13,7 +13,7 @@ use crate::pipeline::carry::Carried;
 use crate::pipeline::generate::{Attempt, Round, Rules, Shown, sequence_id};
 use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
-use crate::pipeline::update::samples;
+use crate::pipeline::update::{Sample, merge, samples};
 use crate::rollout::engine::{Completion, Finish};
 use crate::selfplay::advantage::Baseline;
 use crate::selfplay::buffer::{Buffers, ReferenceSampling};
@@ -184,6 +184,19 @@ fn every_task_type_and_role_has_a_baseline_of_its_own() {
 }
 
 #[test]
+fn a_global_baseline_blames_a_configuration_for_being_hard() {
+    let round = round();
+    let config = SelfPlayConfig { baseline: Baseline::Global, ..SelfPlayConfig::default() };
+    let all = samples(&round, &Seen::default(), &config);
+    let sum = |which: fn(&Config) -> bool| all.iter().filter(|s| which(&s.config)).map(|s| s.advantage).sum::<f64>();
+    assert!(sum(|_| true).abs() < 1e-9, "the mean of all is 0");
+    let alike = Config { kind: TaskKind::Deduction, role: Role::Solve };
+    let of: Vec<f64> = all.iter().filter(|s| s.config == alike).map(|s| s.advantage).collect();
+    assert!(of.iter().all(|a| *a == of[0] && *a < 0.0), "its answers are all wrong: {of:?}");
+    assert!(sum(|c| c.kind == TaskKind::Abduction && c.role == Role::Solve) > 0.0);
+}
+
+#[test]
 fn a_trained_probe_is_measured_against_its_siblings() {
     let mut round = round();
     round.proposals.iter_mut().flat_map(|p| &mut p.probes).for_each(|probe| probe.format_ok = true);
@@ -196,6 +209,26 @@ fn a_trained_probe_is_measured_against_its_siblings() {
         let mixed = p.success_rate().is_some_and(|rate| rate > 0.0 && rate < 1.0);
         assert_eq!(advantages.iter().any(|a| *a != 0.0), mixed, "{advantages:?}");
     }
+}
+
+#[test]
+fn siblings_that_say_the_same_are_run_once_with_their_weights_added() {
+    let mut round = round();
+    for (i, probe) in round.proposals.iter_mut().flat_map(|p| &mut p.probes).enumerate() {
+        probe.format_ok = true;
+        // Ids give lengths that differ; the answers to one task shall be alike but for every fifth.
+        probe.completion = Some(completion(0, if i % 5 == 4 { 3 } else { 2 }));
+    }
+    let config = SelfPlayConfig { train_on_probes: true, baseline: Baseline::Task, ..SelfPlayConfig::default() };
+    let all = samples(&round, &Seen::default(), &config);
+    let merged = merge(all.iter().zip((1..).map(|i| i as f32)));
+    assert_eq!(merged.iter().map(|m| m.count).sum::<usize>(), all.len(), "none is lost");
+    assert_eq!(merged.iter().map(|m| m.weight).sum::<f32>(), (1..=all.len()).sum::<usize>() as f32);
+    assert!(merged.iter().any(|m| m.count > 1) && merged.len() < all.len());
+    // What differs in task, configuration, advantage or text stays apart.
+    let key = |s: &Sample<'_>| (s.config, s.id >> 8, s.advantage.to_bits(), s.completion.tokens.clone());
+    let apart: BTreeSet<_> = all.iter().map(key).collect();
+    assert_eq!(merged.len(), apart.len());
 }
 
 #[test]

@@ -72,19 +72,29 @@ pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Ve
             }
         };
         group.sort_by_key(|s| s.id);
-        let rewards: Vec<f64> = group.iter().map(|s| s.reward).collect();
-        let lens: Vec<usize> = group.iter().map(|s| s.completion.tokens.len()).collect();
-        let advantages = if config.baseline == Baseline::Task {
-            whiten_by_task(&rewards, &group.iter().map(Sample::task).collect::<Vec<_>>())
-        } else {
-            whiten(&rewards, &lens, config.baseline)
-        };
-        for (sample, advantage) in group.iter_mut().zip(advantages) {
-            sample.advantage = advantage;
+        if config.baseline != Baseline::Global {
+            compare(&mut group, config.baseline);
         }
         all.extend(group);
     }
+    if config.baseline == Baseline::Global {
+        compare(&mut all, config.baseline);
+    }
     all
+}
+
+/// Gives samples their advantages over each other.
+fn compare(group: &mut [Sample<'_>], baseline: Baseline) {
+    let rewards: Vec<f64> = group.iter().map(|s| s.reward).collect();
+    let advantages = if baseline == Baseline::Task {
+        whiten_by_task(&rewards, &group.iter().map(Sample::task).collect::<Vec<_>>())
+    } else {
+        let lens: Vec<usize> = group.iter().map(|s| s.completion.tokens.len()).collect();
+        whiten(&rewards, &lens, baseline)
+    };
+    for (sample, advantage) in group.iter_mut().zip(advantages) {
+        sample.advantage = advantage;
+    }
 }
 
 fn proposed<'a>(p: &'a Proposal, seen: &Seen, config: &SelfPlayConfig) -> Sample<'a> {
@@ -138,6 +148,37 @@ pub struct UpdateStats {
     pub num_tokens: u64,
 }
 
+/// Samples that are the same in all that their gradients depend on.
+pub(super) struct Merged<'a> {
+    /// The first of them.
+    pub sample: &'a Sample<'a>,
+    /// How many there are.
+    pub count: usize,
+    /// Sum of their weights.
+    pub weight: f32,
+}
+
+/// Runs siblings that say the same once, with the sum of their weights: many of the short answers to one task are alike.
+pub(super) fn merge<'a>(samples: impl Iterator<Item = (&'a Sample<'a>, f32)>) -> Vec<Merged<'a>> {
+    let mut kept: Vec<Merged<'a>> = Vec::new();
+    for (s, weight) in samples {
+        let siblings = kept.iter_mut().rev().take_while(|k| k.sample.config == s.config && k.sample.task() == s.task());
+        let alike = |k: &&mut Merged<'a>| {
+            let (a, b) = (k.sample, s);
+            (a.prompt, a.advantage, a.stale) == (b.prompt, b.advantage, b.stale)
+                && (&a.completion.tokens, &a.completion.logprobs) == (&b.completion.tokens, &b.completion.logprobs)
+        };
+        match { siblings }.find(alike) {
+            Some(same) => {
+                same.count += 1;
+                same.weight += weight;
+            }
+            None => kept.push(Merged { sample: s, count: 1, weight }),
+        }
+    }
+    kept
+}
+
 /// One optimiser step on all samples.
 ///
 /// # Errors
@@ -158,28 +199,28 @@ pub fn update<B: Backend>(
     };
     // A sample without advantage and bonus has no gradient, and the step is the same without it.
     let teaches = |s: &Sample<'_>| s.advantage != 0.0 || config.entropy_coef != 0.0;
-    let (kept, seqs): (Vec<&Sample<'_>>, Vec<TrainSeq>) = samples
+    let taught = samples.iter().zip(weights).filter(|(s, _)| teaches(s));
+    let kept = merge(taught);
+    let seqs: Vec<TrainSeq> = kept
         .iter()
-        .zip(weights)
-        .filter(|(s, _)| teaches(s))
-        .map(|(s, weight)| {
+        .map(|Merged { sample: s, weight, .. }| {
             let c = s.completion;
-            (s, policy_sequence(&loss, s.prompt, &c.tokens, &c.logprobs, s.advantage as f32, weight))
+            policy_sequence(&loss, s.prompt, &c.tokens, &c.logprobs, s.advantage as f32, *weight)
         })
-        .unzip();
+        .collect();
     let mut stats =
         UpdateStats { num_tokens: seqs.iter().map(|s| s.tokens.len() as u64).sum(), ..UpdateStats::default() };
     let reports = trainer.accumulate(&seqs)?;
     let (mut clipped, mut total) = (0usize, 0usize);
-    for (sample, reports) in kept.iter().zip(&reports) {
-        stats.stale_tokens += sample.stale as u64;
+    for (Merged { sample, count, .. }, reports) in kept.iter().zip(&reports) {
+        stats.stale_tokens += (sample.stale * count) as u64;
         for (i, (report, sampled)) in reports.iter().zip(&sample.completion.logprobs).enumerate() {
             stats.loss += f64::from(report.loss);
             if i >= sample.stale {
                 stats.logprob_gap = stats.logprob_gap.max(f64::from((report.logprob - sampled).abs()));
             }
-            clipped += usize::from(report.clipped);
-            total += 1;
+            clipped += usize::from(report.clipped) * count;
+            total += count;
         }
     }
     stats.clip_fraction = clipped as f64 / total.max(1) as f64;

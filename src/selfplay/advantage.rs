@@ -16,6 +16,9 @@ pub enum Baseline {
     /// As `Sequence`, but an answer that has siblings, which answer the same task, is measured against their mean, so
     /// that how hard the task is does not look like merit (neither paper nor code; for trained probes).
     Task,
+    /// Sequences of all configurations together, as plain REINFORCE++ has it: what the paper's baselines are there to
+    /// improve on.
+    Global,
 }
 
 /// Advantage of each response of one configuration: `(R - mean) / sqrt(var + 1e-8)`, variance with Bessel's correction.
