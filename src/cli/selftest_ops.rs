@@ -205,9 +205,7 @@ pub fn decoding_attention<B: Backend>(b: &B, round: Round) -> Result<Values> {
         Ok::<_, crate::Error>((b.values(&out)?, b.download(&lse)?))
     };
     let (filled, _) = run(&kv, 3, &[Span { row: 0, len: prompt, pos: 0, pages: &prompt_pages }])?;
-    for copy in 1..samples {
-        b.copy_page(&mut kv, whole, whole + copy)?;
-    }
+    b.copy_pages(&mut kv, &(1..samples).map(|copy| (whole, whole + copy)).collect::<Vec<_>>())?;
     let mut spans: Vec<Span<'_>> =
         tables.iter().enumerate().map(|(row, pages)| Span { row, len: 1, pos: prompt, pages }).collect();
     spans.push(Span { row: spans.len(), len: other, pos: 0, pages: &other_pages });

@@ -89,8 +89,17 @@ pub struct CudaLinear {
 
 /// Keys and values of all layers.
 pub struct CudaKv {
-    layers: Vec<Mutex<(Buf<bf16>, Buf<bf16>)>>,
+    /// Keys of the first layer, its values, keys of the second, ...
+    arrays: Mutex<Buf<bf16>>,
+    array_len: usize,
     page_len: usize,
+}
+
+impl CudaKv {
+    /// Where a layer's keys begin, and its values.
+    fn starts(&self, layer: usize) -> [usize; 2] {
+        [2 * layer, 2 * layer + 1].map(|i| i * self.array_len)
+    }
 }
 
 /// Reports on the device.
@@ -448,9 +457,11 @@ impl Backend for CudaBackend {
         q_thc: &mut Buf<bf16>,
     ) -> Result<()> {
         let (angles, slots) = (launch_angles(angles, batch), batch.slots());
-        let mut layer = locked(&kv.kv.layers[kv.layer]);
-        let (keys, values) = &mut *layer;
-        let (mut keys, mut values) = (keys.view_mut(), values.view_mut());
+        let mut arrays = locked(&kv.kv.arrays);
+        let [start, middle] = kv.kv.starts(kv.layer);
+        let (_, rest) = arrays.view_mut().split(start);
+        let (mut keys, mut rest) = rest.split(middle - start);
+        let mut values = rest.part(0, kv.kv.array_len);
         let (qkv, norms, mut q) = (qkv_tq.view(), head_norms(norms), q_thc.view_mut());
         attention::rope_forward(&self.device, heads, &qkv, angles, &slots, norms, &mut q, (&mut keys, &mut values))
     }
@@ -479,20 +490,14 @@ impl Backend for CudaBackend {
     }
 
     fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<CudaKv> {
-        let len = heads.page_len().saturating_mul(num_pages);
-        let layer = |_| Ok(Mutex::new((self.device.alloc(len)?, self.device.alloc(len)?)));
-        Ok(CudaKv { layers: (0..num_layers).map(layer).collect::<Result<_>>()?, page_len: heads.page_len() })
+        let (page_len, array_len) = (heads.page_len(), heads.page_len().saturating_mul(num_pages));
+        let arrays = self.device.alloc(array_len.saturating_mul(2 * num_layers))?;
+        Ok(CudaKv { arrays: Mutex::new(arrays), array_len, page_len })
     }
 
-    fn copy_page(&self, kv: &mut CudaKv, from: u32, to: u32) -> Result<()> {
-        let (len, from, to) = (kv.page_len, from as usize, to as usize);
-        for layer in &mut kv.layers {
-            let (keys, values) = layer.get_mut().unwrap_or_else(PoisonError::into_inner);
-            for array in [keys, values] {
-                self.device.copy_within(&mut array.view_mut(), from * len, to * len, len)?;
-            }
-        }
-        Ok(())
+    fn copy_pages(&self, kv: &mut CudaKv, copies: &[(u32, u32)]) -> Result<()> {
+        let arrays = kv.arrays.get_mut().unwrap_or_else(PoisonError::into_inner);
+        attention::copy_pages(&self.device, &mut arrays.view_mut(), kv.array_len, kv.page_len, copies)
     }
 
     fn attention(
@@ -504,8 +509,8 @@ impl Backend for CudaBackend {
         out_thc: &mut Buf<bf16>,
         lse_th: &mut Buf<f32>,
     ) -> Result<()> {
-        let layer = locked(&kv.kv.layers[kv.layer]);
-        let (keys, values) = (layer.0.view(), layer.1.view());
+        let arrays = locked(&kv.kv.arrays);
+        let [keys, values] = kv.kv.starts(kv.layer).map(|start| arrays.view().part(start, kv.kv.array_len));
         let (layer, device) = ((&keys, &values), &self.device);
         if let Some((work, parts)) = batch.decode() {
             let (count, hc) = (work.sequences.len() / 2, heads.num_heads * heads.head_dim);
@@ -547,8 +552,8 @@ impl Backend for CudaBackend {
     ) -> Result<()> {
         assert!(batch.decode().is_none(), "the backward pass takes whole sequences");
         let Some((plan, packed)) = batch.spans() else { return Ok(()) };
-        let layer = locked(&kv.kv.layers[kv.layer]);
-        let (keys, values) = (layer.0.view(), layer.1.view());
+        let arrays = locked(&kv.kv.arrays);
+        let [keys, values] = kv.kv.starts(kv.layer).map(|start| arrays.view().part(start, kv.kv.array_len));
         let (layer, device, work) = ((&keys, &values), &self.device, (plan, &packed));
         let mut delta = device.alloc(lse_th.len())?;
         let dout_thc = dout_thc.view();

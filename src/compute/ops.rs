@@ -402,8 +402,8 @@ pub trait Backend: Sized + Send + Sync {
 
     /// Room for the keys and values of `num_pages` pages in every layer.
     fn new_kv(&self, heads: Heads, num_layers: usize, num_pages: usize) -> Result<Self::Kv>;
-    /// Copies a page in every layer.
-    fn copy_page(&self, kv: &mut Self::Kv, from: u32, to: u32) -> Result<()>;
+    /// Copies pages (from, to) in every layer; no page is written twice, or both read and written.
+    fn copy_pages(&self, kv: &mut Self::Kv, copies: &[(u32, u32)]) -> Result<()>;
     /// Causal attention of the batch's rows over their sequences' pages; `out[T][H C]`, `lse[T][H]`.
     fn attention(
         &self,

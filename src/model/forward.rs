@@ -203,12 +203,12 @@ impl<B: Backend> Decoder<B> {
         self.backend.new_kv(self.heads(), self.spec.num_layers, num_pages)
     }
 
-    /// Copies a page in every layer.
+    /// Copies pages (from, to) in every layer; no page is written twice, or both read and written.
     ///
     /// # Errors
     /// When the device fails.
-    pub fn copy_page(&self, kv: &mut B::Kv, from: u32, to: u32) -> Result<()> {
-        self.backend.copy_page(kv, from, to)
+    pub fn copy_pages(&self, kv: &mut B::Kv, copies: &[(u32, u32)]) -> Result<()> {
+        self.backend.copy_pages(kv, copies)
     }
 
     /// Room for the activations of one layer and `t` rows, on `b`; `training` keeps what only a backward pass reads.

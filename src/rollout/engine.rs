@@ -187,9 +187,7 @@ impl<B: Backend> Engine<B> {
             Some(kv) => kv,
             none => none.insert(decoder.new_kv(self.limits.num_pages)?),
         };
-        for (from, to) in &plan.copies {
-            decoder.copy_page(kv, *from, *to)?;
-        }
+        decoder.copy_pages(kv, &plan.copies)?;
         Ok(plan)
     }
 

@@ -183,7 +183,7 @@ impl Backend for Scripted {
             angles: &Angles<Self::Buf>, norms: Norms<'_, Self::Param>,
             dnorms: Option<(&mut Self::Buf, &mut Self::Buf)>) -> ();
         new_kv(heads: Heads, num_layers: usize, num_pages: usize) -> Self::Kv;
-        copy_page(kv: &mut Self::Kv, from: u32, to: u32) -> ();
+        copy_pages(kv: &mut Self::Kv, copies: &[(u32, u32)]) -> ();
         attention(heads: Heads, kv: LayerKv<'_, Self::Kv>, q: &Self::Act, batch: &Self::Batch, out: &mut Self::Act,
             lse: &mut Self::Buf) -> ();
         attention_backward(heads: Heads, kv: LayerKv<'_, Self::Kv>, q: &Self::Act, out: &Self::Act, lse: &Self::Buf,

@@ -1,7 +1,7 @@
-//! Norms of heads, rotation and page writes: `rope_forward` and `rope_backward`.
+//! Norms of heads, rotation and page writes: `rope_forward` and `rope_backward`; copies of pages: `copy_pages`.
 
 use azr::compute::launch::attention::{
-    Angles, HeadNorms, NO_SLOT, RopePlan, rope_backward, rope_forward, rope_scratch,
+    Angles, HeadNorms, NO_SLOT, RopePlan, copy_pages, rope_backward, rope_forward, rope_scratch,
 };
 use azr::compute::launch::device::Device;
 use azr::compute::launch::rows::add_partials;
@@ -207,4 +207,33 @@ fn rope_backward_is_right() {
     }
     finds("rope_turns_on", |device| check_backward(device, CASES[3]));
     finds("rope_no_barrier", |device| check_backward(device, CASES[3]));
+}
+
+/// Three arrays of seven pages; two pages are copied, one of them twice.
+fn check_copies(device: &Device, page_len: usize) -> Outcome {
+    const PAGES: usize = 7;
+    let (copies, before) = ([(3, 0), (5, 6), (3, 2)], random_bf16(3 * PAGES * page_len, 9));
+    let run = || {
+        let mut arrays = device.upload(&before)?;
+        copy_pages(device, &mut arrays.view_mut(), PAGES * page_len, page_len, &[])?;
+        copy_pages(device, &mut arrays.view_mut(), PAGES * page_len, page_len, &copies)?;
+        device.download(&arrays.view())
+    };
+    let found = run().map_err(|e| e.to_string())?;
+    for (i, page) in found.chunks(page_len).enumerate() {
+        let from = copies.iter().find(|(_, to)| *to as usize == i % PAGES).map_or(i % PAGES, |(from, _)| *from as usize);
+        let start = (i / PAGES * PAGES + from) * page_len;
+        if page != &before[start..start + page_len] {
+            return Err(format!("page {} of array {} is not page {from}", i % PAGES, i / PAGES));
+        }
+    }
+    Ok(bytes(&found))
+}
+
+#[test]
+fn copy_pages_is_right() {
+    for page_len in [8, 512, 2 * PAGE * 64, 8 * PAGE * 128] {
+        holds(|device| check_copies(device, page_len));
+    }
+    finds("copy_pages_cut", |device| check_copies(device, 512));
 }

@@ -508,12 +508,12 @@ impl Backend for CpuBackend {
         Ok(CpuKv { layers, page_len: heads.page_len() })
     }
 
-    fn copy_page(&self, kv: &mut CpuKv, from: u32, to: u32) -> Result<()> {
+    fn copy_pages(&self, kv: &mut CpuKv, copies: &[(u32, u32)]) -> Result<()> {
         let len = kv.page_len;
-        let range = from as usize * len..(from as usize + 1) * len;
-        for layer in &mut kv.layers {
-            for array in [&mut layer.keys, &mut layer.values] {
-                array.0.get_mut().copy_within(range.clone(), to as usize * len);
+        for array in kv.layers.iter_mut().flat_map(|l| [&mut l.keys, &mut l.values]) {
+            for (from, to) in copies {
+                let from = *from as usize * len;
+                array.0.get_mut().copy_within(from..from + len, *to as usize * len);
             }
         }
         Ok(())

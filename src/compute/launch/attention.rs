@@ -125,6 +125,35 @@ pub fn rope_forward(
     unsafe { device.launch(entry, Shape::new((blocks, 1, 1), THREADS), args) }
 }
 
+/// Copies pages (from, to) in every one of `arrays`, which lie one behind another, each of `array_len` elements; no page
+/// is written twice, or both read and written.
+///
+/// # Errors
+/// When the launch fails.
+pub fn copy_pages(
+    device: &Device,
+    arrays: &mut ViewMut<'_, bf16>,
+    array_len: usize,
+    page_len: usize,
+    copies: &[(u32, u32)],
+) -> Result<()> {
+    if copies.is_empty() || arrays.is_empty() {
+        return Ok(());
+    }
+    assert!(page_len.is_multiple_of(8) && array_len.is_multiple_of(page_len), "whole pages of whole vectors");
+    assert!(arrays.len().is_multiple_of(array_len), "whole arrays");
+    assert!(copies.iter().all(|(a, b)| (*a.max(b) as usize) < array_len / page_len), "pages of the array");
+    let mut written: Vec<u32> = copies.iter().map(|(_, to)| *to).collect();
+    written.sort_unstable();
+    assert!(written.windows(2).all(|w| w[0] != w[1]), "a page is written once");
+    assert!(copies.iter().all(|(from, _)| written.binary_search(from).is_err()), "what is read is not written");
+    let pairs = device.upload(&copies.iter().flat_map(|(from, to)| [*from, *to]).collect::<Vec<u32>>())?;
+    let args = args![arrays.at(), pairs.view().at(), array_len as u64, as_i32(page_len)];
+    let grid = (as_u32(copies.len()), as_u32(arrays.len() / array_len), 1);
+    // SAFETY: a block per copy and array; pages lie in the arrays, and none is written that another block touches.
+    unsafe { device.launch(Entry { file: "pages", name: "copy_pages" }, Shape::new(grid, THREADS), args) }
+}
+
 /// Floats of scratch that [`rope_backward`] needs for `t` rows with norms: first the query norm's partial sums, then as
 /// many of the key norm.
 pub fn rope_scratch(t: usize, heads: Heads) -> usize {

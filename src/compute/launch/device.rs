@@ -442,29 +442,6 @@ impl Device {
         check(code, "copying on the device")
     }
 
-    /// Copies `len` elements of an array to another place in it; the two do not overlap.
-    ///
-    /// # Errors
-    /// When the driver fails.
-    pub fn copy_within<T: Element>(
-        &self,
-        array: &mut ViewMut<'_, T>,
-        from: usize,
-        to: usize,
-        len: usize,
-    ) -> Result<()> {
-        assert!(from.abs_diff(to) >= len, "{len} elements from {from} to {to} overlap");
-        let source = array.as_view().part(from, len).at;
-        let target = array.part(to, len).at;
-        if len == 0 {
-            return Ok(());
-        }
-        self.enter()?;
-        // SAFETY: both ranges lie in the array and do not overlap, as asserted.
-        let code = unsafe { sys::cuMemcpyDtoDAsync_v2(target, source, len * size_of::<T>(), self.0.stream) };
-        check(code, "copying on the device")
-    }
-
     /// Sets an array to zero.
     ///
     /// # Errors
@@ -771,7 +748,16 @@ pub struct ViewMut<'a, T: Element> {
     element: PhantomData<&'a mut T>,
 }
 
-impl<T: Element> ViewMut<'_, T> {
+impl<'a, T: Element> ViewMut<'a, T> {
+    /// The first `at` elements, and the others.
+    pub fn split(self, at: usize) -> (ViewMut<'a, T>, ViewMut<'a, T>) {
+        assert!(at <= self.len, "{at} of {}", self.len);
+        let part = |from: usize, len| {
+            ViewMut { at: self.at + (from * size_of::<T>()) as u64, len, element: PhantomData }
+        };
+        (part(0, at), part(at, self.len - at))
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
