@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# benches/learning/run.sh GROUP [SEEDS]: what self-play does to the embedded model's accuracy on held-out tasks.
+# benches/learning/run.sh NAMES [SEEDS]: what self-play does to the embedded model's accuracy on held-out tasks.
 #
-#   seeds       the tiny preset as it is
-#   ablations   the same without one part at a time
-#   gate, bare  many small steps, with the gate; without it, and repeats of programs allowed
+#   preset                                       the tiny preset as it is
+#   solver-only no-gate no-references            the same without a part,
+#   global-baseline type-baseline plain-rates    or with the paper's way in its place
+#   small-gate small-bare                        many small steps, with the gate; without it, repeats of programs allowed
 #
 # Every run has THREADS threads and ends after STEPS steps or MINUTES minutes, whichever comes first, and is evaluated every
 # EVERY steps at temperature 1 and, at its beginning and end, greedily. Runs go one after another, into OUT; collect.py makes
@@ -11,7 +12,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-group=${1:?seeds, ablations, gate or bare}
+names=${1:?names of runs, see the head of this file}
 seeds=${2:-1 2 3}
 azr=${AZR:-target/release/azr}
 out=${OUT:-target/learning}
@@ -53,21 +54,18 @@ run() {
   done
 }
 
-for seed in $seeds; do
-  case $group in
-    seeds) run preset "$seed" ;;
-    ablations)
-      run solver-only "$seed" --set selfplay.train_proposer=false
-      run no-gate "$seed" "${bare[@]}"
-      run no-references "$seed" --set selfplay.num_references=0
-      run type-baseline "$seed" --set selfplay.baseline=sequence
-      ;;
-    gate)
-      run small-gate "$seed" "${small[@]}"
-      ;;
-    bare)
-      run small-bare "$seed" "${small[@]}" "${bare[@]}" --set selfplay.duplicates=allow
-      ;;
-    *) echo "there is no group $group" >&2 && exit 2 ;;
+for name in $names; do
+  case $name in
+    preset) options=() ;;
+    solver-only) options=(--set selfplay.train_proposer=false) ;;
+    no-gate) options=("${bare[@]}") ;;
+    no-references) options=(--set selfplay.num_references=0) ;;
+    global-baseline) options=(--set selfplay.baseline=global) ;;
+    type-baseline) options=(--set selfplay.baseline=sequence) ;;
+    plain-rates) options=(--set train.final_norm_rate=1) ;;
+    small-gate) options=("${small[@]}") ;;
+    small-bare) options=("${small[@]}" "${bare[@]}" --set selfplay.duplicates=allow) ;;
+    *) echo "there is no run $name" >&2 && exit 2 ;;
   esac
+  for seed in $seeds; do run "$name" "$seed" "${options[@]}"; done
 done

@@ -214,14 +214,20 @@ fn preset_text(preset: Preset) -> &'static str {
         Preset::Tiny => {
             "steps = 100\n\
              rollout = { max_prompt = 400, max_propose = 192, max_solve = 96 }\n\
-             train = { learning_rate = 2e-4, beta2 = 0.95, entropy_coef = 0.0, loss_aggregation = \"sequence_mean\" }\n\
              checkpoint = { every_steps = 20 }\n\
+             [train]\n\
+             learning_rate = 5e-5\n\
+             final_norm_rate = 400\n\
+             beta2 = 0.95\n\
+             entropy_coef = 0.0\n\
+             loss_aggregation = \"sequence_mean\"\n\
              [selfplay]\n\
              batch_size = 32\n\
              num_references = 3\n\
-             seed_factor = 32\n\
+             seed_factor = 64\n\
              num_answers = 8\n\
              baseline = \"task\"\n\
+             negative_weight = 0.3\n\
              task_sampling = \"learnable\"\n\
              accept = \"non_extremes\"\n\
              duplicates = \"refuse\"\n\

@@ -66,6 +66,9 @@ impl Default for RolloutConfig {
 pub struct TrainConfig {
     /// Learning rate, constant.
     pub learning_rate: f64,
+    /// Factor of the learning rate for the norm before the head. Its weights are the scale of all logits: how sure the model
+    /// is. At the rate that suits matrices a small model becomes surer of single answers long before it does in general.
+    pub final_norm_rate: f64,
     /// AdamW: decay of the first moment.
     pub beta1: f64,
     /// AdamW: decay of the second moment.
@@ -96,6 +99,7 @@ impl Default for TrainConfig {
     fn default() -> Self {
         TrainConfig {
             learning_rate: 1e-6,
+            final_norm_rate: 1.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -120,6 +124,7 @@ impl TrainConfig {
             beta2: self.beta2 as f32,
             eps: self.eps as f32,
             weight_decay: self.weight_decay as f32,
+            final_norm_rate: self.final_norm_rate as f32,
             grad_clip: self.grad_clip as f32,
             micro_batch_tokens: self.micro_batch_tokens,
             moments: self.moments,
@@ -328,6 +333,7 @@ impl Config {
         in_range("train.beta2", t.beta2, 0.0, 0.999_999_9)?;
         in_range("train.eps", t.eps, 1e-16, 1.0)?;
         in_range("train.weight_decay", t.weight_decay, 0.0, 1.0)?;
+        in_range("train.final_norm_rate", t.final_norm_rate, 0.0, 1e6)?;
         in_range("train.grad_clip", t.grad_clip, 0.0, 1e9)?;
         in_range("train.clip_low", t.clip_low, 0.0, 1.0)?;
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;
@@ -335,6 +341,7 @@ impl Config {
         in_range("selfplay.gate.max_guess", s.gate.max_guess, 0.0, 1.0)?;
         in_range("selfplay.gate.misleading", s.gate.misleading, 0.0, 1.0)?;
         in_range("selfplay.edge_share", s.edge_share, 0.0, 1.0)?;
+        in_range("selfplay.negative_weight", s.negative_weight, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
         in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)

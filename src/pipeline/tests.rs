@@ -197,6 +197,22 @@ fn a_global_baseline_blames_a_configuration_for_being_hard() {
 }
 
 #[test]
+fn wrong_answers_count_for_less_and_bad_proposals_do_not() {
+    let round = round();
+    let with = |negative_weight: f64| {
+        let config = SelfPlayConfig { negative_weight, ..SelfPlayConfig::default() };
+        samples(&round, &Seen::default(), &config).iter().map(|s| (s.config.role, s.advantage)).collect::<Vec<_>>()
+    };
+    let (plain, less) = (with(1.0), with(0.25));
+    let below = |role: Role| plain.iter().filter(|s| s.0 == role && s.1 < 0.0).count();
+    assert!(below(Role::Solve) > 0 && below(Role::Propose) > 0);
+    for ((role, plain), (_, less)) in plain.into_iter().zip(less) {
+        let factor = if role == Role::Solve && plain < 0.0 { 0.25 } else { 1.0 };
+        assert_eq!(less, factor * plain, "{role:?}");
+    }
+}
+
+#[test]
 fn a_trained_probe_is_measured_against_its_siblings() {
     let mut round = round();
     round.proposals.iter_mut().flat_map(|p| &mut p.probes).for_each(|probe| probe.format_ok = true);

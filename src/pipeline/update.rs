@@ -80,6 +80,9 @@ pub fn samples<'a>(round: &'a Round, seen: &Seen, config: &SelfPlayConfig) -> Ve
     if config.baseline == Baseline::Global {
         compare(&mut all, config.baseline);
     }
+    for sample in all.iter_mut().filter(|s| s.config.role == Role::Solve && s.advantage < 0.0) {
+        sample.advantage *= config.negative_weight;
+    }
     all
 }
 

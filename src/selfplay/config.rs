@@ -128,6 +128,9 @@ pub struct SelfPlayConfig {
     pub constraints: String,
     /// Statistics of the advantage.
     pub baseline: Baseline,
+    /// Factor of the solver's advantages below 0 (1 in paper and code). Wrong answers say little about what is right: a small
+    /// model forgets less when they count for less.
+    pub negative_weight: f64,
     /// Functions that a program may define.
     pub function_rule: FunctionRule,
     /// Tasks that a buffer holds; the oldest goes first.
@@ -166,6 +169,7 @@ impl Default for SelfPlayConfig {
             ground: String::new(),
             constraints: String::new(),
             baseline: Baseline::Token,
+            negative_weight: 1.0,
             function_rule: FunctionRule::Any,
             buffer_size: 16_384,
             seed_factor: 4,

@@ -18,6 +18,8 @@ pub struct OptimConfig {
     pub eps: f32,
     /// Decoupled weight decay, on matrices and vectors alike.
     pub weight_decay: f32,
+    /// Factor of the learning rate for the norm before the head, the logits' scale.
+    pub final_norm_rate: f32,
     /// Largest global gradient norm; 0 does not clip.
     pub grad_clip: f32,
     /// Tokens of one micro-batch.
@@ -37,6 +39,7 @@ impl Default for OptimConfig {
             beta2: 0.999,
             eps: 1e-8,
             weight_decay: 0.01,
+            final_norm_rate: 1.0,
             grad_clip: 1.0,
             micro_batch_tokens: 8192,
             moments: MomentPrecision::F32,
@@ -116,9 +119,11 @@ impl<B: Backend> Trainer<B> {
             parameter: 0,
         };
         let clip = decoder.backend().clip(grads, config.grad_clip)?;
+        let final_norm = decoder.table().norm;
         decoder.update(|b, params| {
             for (i, p) in params.iter_mut().enumerate() {
-                let hyper = AdamW { parameter: i as u32, ..hyper };
+                let rate = if i == final_norm { config.final_norm_rate } else { 1.0 };
+                let hyper = AdamW { parameter: i as u32, learning_rate: learning_rate * rate, ..hyper };
                 b.adamw(p, &mut grads[i], &mut moments[i], &clip, &hyper)?;
             }
             Ok(())

@@ -321,6 +321,31 @@ fn a_norm_that_is_not_finite_changes_nothing() {
 }
 
 #[test]
+fn the_final_norm_has_a_rate_of_its_own() {
+    let spec = tiny(Family::Qwen2);
+    let trainer = |final_norm_rate: f32| {
+        let backend = CpuBackend::new(1).expect("threads start");
+        let decoder = Decoder::new(backend, spec.clone(), &weights(&spec), true).expect("it fits");
+        let config = OptimConfig { final_norm_rate, weight_decay: 0.0, ..OptimConfig::default() };
+        Trainer::new(decoder, config).expect("it fits")
+    };
+    let mut trainers = [trainer(1.0), trainer(4.0)];
+    let before = trainers[0].weights().expect("read");
+    for trainer in &mut trainers {
+        trainer.accumulate(&sequences(&spec)).expect("the sequences fit");
+        trainer.update(1e-2).expect("finite");
+    }
+    let [one, four] = trainers.map(|t| t.weights().expect("read"));
+    for (((name, _, before), (.., one)), (.., four)) in before.into_iter().zip(one).zip(four) {
+        let rate = if name == "model.norm.weight" { 4.0 } else { 1.0 };
+        for ((before, one), four) in before.iter().zip(&one).zip(&four) {
+            assert!((four - before - rate * (one - before)).abs() < 2e-6, "{name}: {before} to {one} and {four}");
+        }
+        assert!(before != one, "{name} moves");
+    }
+}
+
+#[test]
 fn activations_computed_again_change_no_bit() {
     fn check<B: Backend + Clone>(backend: &B, spec: &ModelSpec) {
         let weights = weights(spec);

@@ -221,7 +221,8 @@ fn check_copies(device: &Device, page_len: usize) -> Outcome {
     };
     let found = run().map_err(|e| e.to_string())?;
     for (i, page) in found.chunks(page_len).enumerate() {
-        let from = copies.iter().find(|(_, to)| *to as usize == i % PAGES).map_or(i % PAGES, |(from, _)| *from as usize);
+        let from =
+            copies.iter().find(|(_, to)| *to as usize == i % PAGES).map_or(i % PAGES, |(from, _)| *from as usize);
         let start = (i / PAGES * PAGES + from) * page_len;
         if page != &before[start..start + page_len] {
             return Err(format!("page {} of array {} is not page {from}", i % PAGES, i / PAGES));

@@ -752,9 +752,8 @@ impl<'a, T: Element> ViewMut<'a, T> {
     /// The first `at` elements, and the others.
     pub fn split(self, at: usize) -> (ViewMut<'a, T>, ViewMut<'a, T>) {
         assert!(at <= self.len, "{at} of {}", self.len);
-        let part = |from: usize, len| {
-            ViewMut { at: self.at + (from * size_of::<T>()) as u64, len, element: PhantomData }
-        };
+        let part =
+            |from: usize, len| ViewMut { at: self.at + (from * size_of::<T>()) as u64, len, element: PhantomData };
         (part(0, at), part(at, self.len - at))
     }
 
