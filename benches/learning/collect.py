@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""collect.py FOLDER OUT: runs of run.sh as OUT.json, one table on standard output, and OUT.svg.
+"""collect.py FOLDER OUT: runs of run.sh as OUT.json, one table on standard output, and OUT.svg. Groups of an earlier
+OUT.json of which FOLDER has no run stay.
 
 Accuracies are shares of 1,002 held-out tasks of a type; the intervals of differences come from seeds where there are
 several (Student's t), else from both shares (Wald)."""
@@ -115,9 +116,15 @@ def svg(groups, path):
 
 def main():
     folder, out = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
-    groups = {}
+    earlier = out.with_suffix(".json")
+    groups, found = json.loads(earlier.read_text()) if earlier.exists() else {}, {}
     for run in map(read, sorted(p for p in folder.iterdir() if (p / "metrics.jsonl").exists())):
-        groups.setdefault(run["name"], []).append(run)
+        found.setdefault(run["name"], []).append(run)
+    groups = dict(sorted({**groups, **found}.items(), key=lambda g: (g[0] != "preset", g[0])))
+    # Steps are numbers here and text in JSON.
+    for run in (run for runs in groups.values() for run in runs):
+        for key in ("accuracy", "greedy"):
+            run[key] = {int(step): scores for step, scores in run[key].items()}
     out.with_suffix(".json").write_text(json.dumps(groups, indent=1) + "\n")
     svg(groups, out.with_suffix(".svg"))
     table(groups)
