@@ -165,13 +165,14 @@ pub(super) struct Merged<'a> {
 pub(super) fn merge<'a>(samples: impl Iterator<Item = (&'a Sample<'a>, f32)>) -> Vec<Merged<'a>> {
     let mut kept: Vec<Merged<'a>> = Vec::new();
     for (s, weight) in samples {
-        let siblings = kept.iter_mut().rev().take_while(|k| k.sample.config == s.config && k.sample.task() == s.task());
+        let of = |s: &Sample<'_>| (s.config, s.task());
+        let mut siblings = kept.iter_mut().rev().take_while(|k| of(k.sample) == of(s));
         let alike = |k: &&mut Merged<'a>| {
             let (a, b) = (k.sample, s);
             (a.prompt, a.advantage, a.stale) == (b.prompt, b.advantage, b.stale)
                 && (&a.completion.tokens, &a.completion.logprobs) == (&b.completion.tokens, &b.completion.logprobs)
         };
-        match { siblings }.find(alike) {
+        match siblings.find(alike) {
             Some(same) => {
                 same.count += 1;
                 same.weight += weight;
