@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use half::bf16;
 
 use crate::compute::cpu::gemm::Isa;
-use crate::compute::cpu::head::draw as draw_on_host;
+use crate::compute::cpu::head::draw as draw_from_logits;
 use crate::compute::cuda_batch::{CudaBatch, CudaSeats, Decode, Given, locked};
 use crate::compute::launch::attention::{
     self, Angles as LaunchAngles, DecodePlan, DecodeSeq, HeadNorms, RopePlan, Saved, SpanPlan,
@@ -141,8 +141,8 @@ impl CudaBackend {
         Ok(to)
     }
 
-    /// Tokens drawn with top-k or top-p: from whole logits, on the host.
-    fn draw_from_logits(
+    /// Tokens drawn from whole logits, on the host: the kernels have neither top-k nor top-p.
+    fn draw_on_host(
         &self,
         x_td: &Buf<bf16>,
         d: usize,
@@ -154,7 +154,25 @@ impl CudaBackend {
         let mut logits = self.logits_of(x_td, d, head, &rows)?;
         let isa = Isa::detect();
         let rows = logits.chunks_exact_mut(head.layout.n).zip(draws);
-        Ok(rows.map(|(logits, (_, how, position))| draw_on_host(isa, logits, how, *position, seed)).collect())
+        Ok(rows.map(|(logits, (_, how, position))| draw_from_logits(isa, logits, how, *position, seed)).collect())
+    }
+
+    fn draw_on_device(
+        &self,
+        x_td: &Buf<bf16>,
+        d: usize,
+        head: Weight<'_, CudaParam, CudaLinear>,
+        draws: &[(usize, Draw, u32)],
+        seed: u64,
+    ) -> Result<Vec<Drawn>> {
+        let rows: Vec<HeadRow> = draws.iter().map(|(row, how, at)| HeadRow::draw(*row as u32, how, *at)).collect();
+        let rows = self.device.upload(&rows)?;
+        let input = HeadInput { x_td: x_td.view(), rows: rows.view(), w_vd: head.param.weight.view(), d };
+        let mut scratch = HeadScratch::new(&self.device, rows.len(), head.layout.n, true)?;
+        head_forward(&self.device, &input, seed, &mut scratch)?;
+        let mut drawn = self.device.alloc::<DrawnRow>(rows.len())?;
+        head_draw(&self.device, &scratch, &mut drawn.view_mut())?;
+        Ok(self.device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
     }
 
     fn logits_of(
@@ -572,17 +590,16 @@ impl Backend for CudaBackend {
         draws: &[(usize, Draw, u32)],
         seed: u64,
     ) -> Result<Vec<Drawn>> {
-        if draws.iter().any(|(_, how, _)| how.top_k != 0 || how.top_p < 1.0) {
-            return self.draw_from_logits(x_td, d, head, draws, seed);
+        let whole = |(_, how, _): &(usize, Draw, u32)| how.top_k != 0 || how.top_p < 1.0;
+        let (host, device): (Vec<_>, Vec<_>) = draws.iter().partition(|draw| whole(draw));
+        let mut drawn = [Vec::new().into_iter(), Vec::new().into_iter()];
+        if !device.is_empty() {
+            drawn[0] = self.draw_on_device(x_td, d, head, &device, seed)?.into_iter();
         }
-        let rows: Vec<HeadRow> = draws.iter().map(|(row, how, at)| HeadRow::draw(*row as u32, how, *at)).collect();
-        let rows = self.device.upload(&rows)?;
-        let input = HeadInput { x_td: x_td.view(), rows: rows.view(), w_vd: head.param.weight.view(), d };
-        let mut scratch = HeadScratch::new(&self.device, rows.len(), head.layout.n, true)?;
-        head_forward(&self.device, &input, seed, &mut scratch)?;
-        let mut drawn = self.device.alloc::<DrawnRow>(rows.len())?;
-        head_draw(&self.device, &scratch, &mut drawn.view_mut())?;
-        Ok(self.device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
+        if !host.is_empty() {
+            drawn[1] = self.draw_on_host(x_td, d, head, &host, seed)?.into_iter();
+        }
+        Ok(draws.iter().map(|draw| drawn[usize::from(whole(draw))].next().expect("one for each")).collect())
     }
 
     fn seats(&self, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Option<CudaSeats>> {
