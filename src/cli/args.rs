@@ -444,6 +444,12 @@ pub struct AnswerArgs {
     /// Sampling temperature; 0 is greedy [default: 0, or 0.8 for several samples]
     #[arg(long, value_name = "X", help_heading = "Model")]
     pub temperature: Option<f32>,
+    /// Draw from the likeliest tokens that have this probability together
+    #[arg(long, value_name = "P", default_value_t = 1.0, help_heading = "Model")]
+    pub top_p: f32,
+    /// Draw from so many of the likeliest tokens; 0 is all
+    #[arg(long, value_name = "K", default_value_t = 0, help_heading = "Model")]
+    pub top_k: usize,
     /// Seed of every random draw
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Model")]
     pub seed: u64,

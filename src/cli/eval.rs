@@ -103,7 +103,9 @@ fn config(args: &EvalArgs, loaded: &Loaded<impl Backend>) -> Json {
         "random_seed": args.answer.seed,
         "template": args.answer.template,
         "protocol": args.answer.protocol,
-        "gen_kwargs": {"temperature": s.temperature, "max_gen_toks": s.max_new},
+        "gen_kwargs": {
+            "temperature": s.temperature, "top_p": loaded.top_p, "top_k": loaded.top_k, "max_gen_toks": s.max_new,
+        },
         "budget": args.answer.budget,
         "paths": s.num_paths,
         "rounds": s.num_rounds,
@@ -163,6 +165,8 @@ pub(crate) struct Loaded<B: Backend> {
     pub(crate) pool: Pool,
     /// How questions are worked on.
     pub(crate) settings: Settings,
+    top_p: f32,
+    top_k: usize,
 }
 
 impl<B: Backend> Loaded<B> {
@@ -197,6 +201,10 @@ impl<B: Backend> Loaded<B> {
         if !(0.0..=100.0).contains(&settings.temperature) {
             return Err(Error::usage("--temperature lies between 0 and 100"));
         }
+        let (top_p, top_k) = (args.top_p, args.top_k);
+        if !(top_p > 0.0 && top_p <= 1.0) {
+            return Err(Error::usage("--top-p lies above 0 and is at most 1"));
+        }
         let pool = Pool::start(&PoolConfig {
             num_workers: args.executors.unwrap_or_else(cores),
             cpu_ms_answer: args.cpu_ms,
@@ -217,7 +225,7 @@ impl<B: Backend> Loaded<B> {
         let limits = Engine::<B>::limits(decoder.backend().num_running(), context, KV_TOKENS.max(context));
         let engine = Engine::new(&decoder, limits, args.seed)?;
         let stop = StopFlag::on_signals()?;
-        Ok(Loaded { decoder, engine, codec, tokenizer, eos: model.eos, stop, pool, settings })
+        Ok(Loaded { decoder, engine, codec, tokenizer, eos: model.eos, stop, pool, settings, top_p, top_k })
     }
 
     /// The model as a voice.
@@ -229,6 +237,8 @@ impl<B: Backend> Loaded<B> {
             codec: &self.codec,
             tokenizer: &self.tokenizer,
             stop_tokens,
+            top_p: self.top_p,
+            top_k: self.top_k,
             stop: &self.stop,
         };
         (model, &self.pool)

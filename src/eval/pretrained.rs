@@ -139,6 +139,8 @@ impl Evaluator {
             codec: &self.codec,
             tokenizer: &self.tokenizer,
             stop_tokens: stop_tokens(template, &self.codec, &[]),
+            top_p: 1.0,
+            top_k: 0,
             stop: &StopFlag::default(),
         };
         let records = run(&items, settings, 1, 0, &mut model, &self.pool)?;

@@ -44,6 +44,10 @@ pub struct Model<'a, B: Backend> {
     pub tokenizer: &'a Tokenizer,
     /// Tokens that end a completion.
     pub stop_tokens: Arc<[u32]>,
+    /// Nucleus: each token is drawn from the likeliest ones that have this probability together.
+    pub top_p: f32,
+    /// Each token is drawn from so many of the likeliest; 0 for all.
+    pub top_k: usize,
     /// Set by a signal.
     pub stop: &'a StopFlag,
 }
@@ -100,8 +104,8 @@ impl<B: Backend> Voice for Model<'_, B> {
                 prompt: tokens.into(),
                 stop: self.stop_tokens.clone(),
                 temperature: line.temperature,
-                top_p: 1.0,
-                top_k: 0,
+                top_p: self.top_p,
+                top_k: self.top_k,
             })?;
         }
         let mut done = self.complete()?;

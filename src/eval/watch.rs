@@ -84,6 +84,8 @@ impl Watch {
             codec: exam.codec,
             tokenizer: exam.tokenizer,
             stop_tokens: stop_tokens(template, exam.codec, exam.eos),
+            top_p: 1.0,
+            top_k: 0,
             stop: exam.stop,
         };
         let records = run(&self.items, settings, 1, FIRST_ID, &mut model, exam.pool)?;

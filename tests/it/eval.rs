@@ -109,6 +109,11 @@ fn the_command_evaluates_reports_and_compares() {
     evaluate("b", &["--threads", "1", "--executors", "1"]);
     let records = |name: &str| std::fs::read(out(name).join("samples.jsonl")).expect("written");
     assert_eq!(records("a"), records("b"));
+    // The likeliest token alone, at any temperature, is greedy.
+    for (name, support) in [("k", ["--top-k", "1"]), ("p", ["--top-p", "1e-6"])] {
+        evaluate(name, &[&["--temperature", "1.5"], &support[..]].concat());
+        assert_eq!(records("a"), records(name), "{support:?}");
+    }
     let sampled = evaluate("c", &["--samples", "4", "--protocol", "vote", "--paths", "3", "--json"]);
     let sampled: Value = serde_json::from_str(&sampled).expect("JSON");
     assert!(sampled["results"]["builtin"]["pass@4,none"].is_number(), "{sampled}");
@@ -139,6 +144,7 @@ fn a_question_is_solved_with_its_trace_and_costs() {
         (vec!["solve", "{\"x\": 1}"], 3, "no known format"),
         (vec!["eval", "--suite", "/nowhere"], 74, "cannot read"),
         (vec!["eval", "--samples", "2", "--temperature", "0"], 2, "greedy samples"),
+        (vec!["eval", "--top-p", "0"], 2, "--top-p"),
         (vec!["eval", "--template", "chat"], 3, "lacks the special tokens"),
     ] {
         let output = run(&args);
