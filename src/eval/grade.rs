@@ -40,7 +40,7 @@ impl Score {
 /// When the executor stops.
 pub fn grade(pool: &Pool, work: &[(&Item, Vec<Option<String>>)]) -> Result<(Vec<Vec<Score>>, usize)> {
     let mut scores: Vec<Vec<Score>> = work.iter().map(|(_, answers)| vec![Score::default(); answers.len()]).collect();
-    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary), VecDeque::new());
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary, false), VecDeque::new());
     // A tag is the place of an answer: item and number.
     let tag = |i: usize, j: usize| (i as u64) << 32 | j as u64;
     let mut grades = Vec::new();

@@ -223,6 +223,8 @@ pub struct Rules {
     pub constraints: Constraints,
     /// How an induction answer's passed pairs count.
     pub induction_reward: InductionReward,
+    /// Whether induction answers are also checked on the pairs that were shown.
+    pub check_shown: bool,
     /// Longest completion of the proposer and of the solver, in tokens.
     pub max_response: [usize; 2],
     /// Most tokens that a step draws of a sequence; what is longer goes on in the next step. 0 for no limit.
@@ -315,7 +317,7 @@ impl Round {
             owners: HashMap::new(),
             outbox: VecDeque::new(),
             in_flight: 0,
-            judge: Judge::new(cx.rules.induction_reward),
+            judge: Judge::new(cx.rules.induction_reward, cx.rules.check_shown),
         };
         let num_own = self.proposals.partition_point(|p| !self.is_ahead(p));
         for i in 0..num_own {

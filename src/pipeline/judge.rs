@@ -35,12 +35,13 @@ enum Waiting {
 pub struct Judge {
     waiting: HashMap<u64, Waiting>,
     induction_reward: InductionReward,
+    check_shown: bool,
 }
 
 impl Judge {
-    /// A judge without work.
-    pub fn new(induction_reward: InductionReward) -> Self {
-        Judge { waiting: HashMap::new(), induction_reward }
+    /// A judge without work. With `check_shown` an answer to an induction task must also keep to the pairs that it was shown.
+    pub fn new(induction_reward: InductionReward, check_shown: bool) -> Self {
+        Judge { waiting: HashMap::new(), induction_reward, check_shown }
     }
 
     /// Grades the answers to one task. Those that need no execution are graded at once; requests for the others go to
@@ -78,8 +79,9 @@ impl Judge {
                 outbox.push_back((tag, Request { program: task.program.clone(), calls, profile: Profile::Answer }));
             }
             TaskKind::Induction => {
+                let pairs = if self.check_shown { &task.pairs } else { task.hidden_pairs() };
                 for (program, ids) in distinct {
-                    let calls = task.hidden_pairs().iter().map(|p| call(&p.input, &p.output)).collect();
+                    let calls = pairs.iter().map(|p| call(&p.input, &p.output)).collect();
                     let tag = ids[0];
                     self.waiting.insert(tag, Waiting::Program(ids));
                     outbox.push_back((tag, Request { program: program.to_owned(), calls, profile: Profile::Program }));
@@ -124,7 +126,7 @@ impl Judge {
                 let share = passed as f64 / verdict.calls.len().max(1) as f64;
                 let accuracy = self.induction_reward.accuracy(share);
                 let failure = verdict.calls.iter().find(|o| !o.matches());
-                let detail = failure.map_or_else(|| "all hidden pairs equal".to_owned(), Outcome::to_string);
+                let detail = failure.map_or_else(|| "all pairs equal".to_owned(), Outcome::to_string);
                 ids.into_iter().map(|id| Grade { id, accuracy, detail: detail.clone() }).collect()
             }
         }

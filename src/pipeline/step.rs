@@ -98,6 +98,7 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
         ground: Vec::new(),
         constraints: Constraints::default(),
         induction_reward: config.selfplay.induction_reward,
+        check_shown: config.selfplay.check_shown,
     }
 }
 

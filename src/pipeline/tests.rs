@@ -55,7 +55,7 @@ fn a_check_that_ends_in_any_other_way_is_wrong_and_is_not_left_out() {
     let stop = Outcome::Exception { class: "StopIteration".into(), message: String::new() };
     for bad in [stop, Outcome::TimeoutCpu, Outcome::Crash, Outcome::OutputTooLarge, equal(false)] {
         for (rule, expected) in [(InductionReward::Binary, 0.0), (InductionReward::Accuracy, 0.8)] {
-            let (mut judge, mut outbox) = (Judge::new(rule), VecDeque::new());
+            let (mut judge, mut outbox) = (Judge::new(rule, false), VecDeque::new());
             assert!(judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox).is_empty());
             let (tag, _) = outbox.pop_front().expect("it is executed");
             let grades =
@@ -63,26 +63,28 @@ fn a_check_that_ends_in_any_other_way_is_wrong_and_is_not_left_out() {
             assert_eq!(grades.iter().map(|g| g.accuracy).collect::<Vec<_>>(), [expected], "{bad}");
         }
     }
-    let (mut judge, mut outbox) = (Judge::new(InductionReward::AnyCorrect), VecDeque::new());
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::AnyCorrect, false), VecDeque::new());
     judge.submit(&task, &answers(&["import os"]), &mut outbox);
     let rejected = Verdict { rejection: Some(Rejection::Policy("module os".into())), ..verdict(Vec::new()) };
     assert_eq!(judge.on_verdict(1, &rejected)[0].accuracy, 0.0);
 }
 
 #[test]
-fn induction_is_judged_by_the_hidden_pairs_alone() {
+fn induction_is_judged_by_the_hidden_pairs_and_on_demand_by_those_shown() {
     let task = task(TaskKind::Induction, 10);
-    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary), VecDeque::new());
-    judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox);
-    let calls: Vec<String> = outbox[0].1.calls.iter().map(|c| c.args.clone()).collect();
-    assert_eq!(calls, ["5", "6", "7", "8", "9"]);
+    let calls = |check_shown| {
+        let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary, check_shown), VecDeque::new());
+        judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox);
+        outbox[0].1.calls.iter().map(|c| c.args.clone()).collect::<Vec<_>>().join("")
+    };
+    assert_eq!((calls(false), calls(true)), ("56789".to_owned(), "0123456789".to_owned()));
 }
 
 #[test]
 fn answers_never_become_code() {
     // All three earned full marks from the reference.
     let abduction = task(TaskKind::Abduction, 1);
-    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary), VecDeque::new());
+    let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary, false), VecDeque::new());
     let hack = "0) or True or f(0";
     judge.submit(&abduction, &answers(&[hack, hack]), &mut outbox);
     let (tag, request) = outbox.pop_front().expect("it is executed");
@@ -325,6 +327,7 @@ fn rules(codec: &Codec, max_prompt: usize) -> Rules {
         ground: Vec::new(),
         constraints: Constraints::default(),
         induction_reward: InductionReward::Binary,
+        check_shown: false,
         max_response: [64, 64],
         straggler_tokens: 0,
         stop_tokens: Config::ALL.map(|_| stop.clone()).into(),

@@ -111,6 +111,8 @@ pub struct SelfPlayConfig {
     pub propose_reward: Extremes,
     /// Reward of an induction answer.
     pub induction_reward: InductionReward,
+    /// Whether an induction answer is also checked on the pairs that its prompt shows.
+    pub check_shown: bool,
     /// Which valid proposals are stored.
     pub accept: AcceptProposals,
     /// Proposals that repeat.
@@ -161,6 +163,7 @@ impl Default for SelfPlayConfig {
             reference_sampling: ReferenceSampling::Uniform,
             propose_reward: Extremes::Zero,
             induction_reward: InductionReward::Binary,
+            check_shown: false,
             accept: AcceptProposals::All,
             duplicates: Duplicates::Allow,
             gate: GateConfig::default(),
