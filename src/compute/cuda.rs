@@ -157,6 +157,7 @@ impl CudaBackend {
         Ok(rows.map(|(logits, (_, how, position))| draw_from_logits(isa, logits, how, *position, seed)).collect())
     }
 
+    /// Tokens drawn by the head's kernels.
     fn draw_on_device(
         &self,
         x_td: &Buf<bf16>,
@@ -590,16 +591,15 @@ impl Backend for CudaBackend {
         draws: &[(usize, Draw, u32)],
         seed: u64,
     ) -> Result<Vec<Drawn>> {
-        let whole = |(_, how, _): &(usize, Draw, u32)| how.top_k != 0 || how.top_p < 1.0;
-        let (host, device): (Vec<_>, Vec<_>) = draws.iter().partition(|draw| whole(draw));
-        let mut drawn = [Vec::new().into_iter(), Vec::new().into_iter()];
-        if !device.is_empty() {
-            drawn[0] = self.draw_on_device(x_td, d, head, &device, seed)?.into_iter();
+        let (device, host): (Vec<_>, Vec<_>) = draws.iter().partition(|(_, how, _)| how.is_full());
+        if host.is_empty() {
+            return self.draw_on_device(x_td, d, head, draws, seed);
         }
-        if !host.is_empty() {
-            drawn[1] = self.draw_on_host(x_td, d, head, &host, seed)?.into_iter();
-        }
-        Ok(draws.iter().map(|draw| drawn[usize::from(whole(draw))].next().expect("one for each")).collect())
+        let mut on_host = self.draw_on_host(x_td, d, head, &host, seed)?.into_iter();
+        let on_device = if device.is_empty() { Vec::new() } else { self.draw_on_device(x_td, d, head, &device, seed)? };
+        let mut on_device = on_device.into_iter();
+        let one = |(_, how, _): &(usize, Draw, u32)| if how.is_full() { on_device.next() } else { on_host.next() };
+        Ok(draws.iter().map(one).map(|drawn| drawn.expect("one for each")).collect())
     }
 
     fn seats(&self, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Option<CudaSeats>> {

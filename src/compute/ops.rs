@@ -65,6 +65,13 @@ pub struct Draw {
     pub top_k: usize,
 }
 
+impl Draw {
+    /// Whether any token may come, without top-k and top-p: else the whole row of logits must be known before the draw.
+    pub fn is_full(&self) -> bool {
+        self.top_k == 0 && self.top_p >= 1.0
+    }
+}
+
 /// A drawn token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Drawn {

@@ -115,7 +115,7 @@ fn gumbel_argmax(z: &[f32], floor: f32, seq: u64, position: u32, seed: u64) -> u
 
 /// Smallest logit that top-k and top-p keep.
 fn support_floor(z: &[f32], stats: Softmax, how: &Draw) -> f32 {
-    if how.top_k == 0 && how.top_p >= 1.0 {
+    if how.is_full() {
         return f32::NEG_INFINITY;
     }
     let mut sorted: Vec<f32> = z.to_vec();

@@ -42,7 +42,7 @@ impl HeadRow {
     /// # Panics
     /// With top-k or top-p, which these kernels do not have.
     pub fn draw(row: u32, how: &Draw, position: u32) -> Self {
-        assert!(how.top_k == 0 && how.top_p >= 1.0, "top-k and top-p are drawn from whole logits");
+        assert!(how.is_full(), "top-k and top-p are drawn from whole logits");
         let warm = how.temperature > 0.0;
         HeadRow {
             row,
