@@ -129,7 +129,8 @@ EXPORT(attention_forward_128)
 
 // Parts of the decoding rows of up to 64 / R sequences for a whole chunk that all of them share:
 // item[i] = (chunk, where its sequences begin in members, how many); one without sequences only
-// fills the grid. Results as attention_decode's.
+// fills the grid. A sequence that has ended in the meantime sees no keys: it is passed over, as its
+// part would be another's. Results as attention_decode's.
 template <int C>
 DEV void shared_chunk(const bf16* q_thc, const bf16* k_pages, const bf16* v_pages,
                       const u32* sequences, const u32* starts, const u32* items, const u32* members,
@@ -145,22 +146,26 @@ DEV void shared_chunk(const bf16* q_thc, const bf16* k_pages, const bf16* v_page
   u64 head_len = PAGE * C, page_len = num_kv_heads * head_len;
   Pages kv = {k_pages + g * head_len, v_pages + g * head_len,
               page_lists + sequences[2 * members[0] + 1], page_len, (chunk + 1) * CHUNK};
+  auto sees = [&](int row) {
+    return row < rows && ((int)sequences[2 * members[row / group]] >= kv.num_keys ||
+                          PLANTED(attention_ended_member));
+  };
   for (int i = threadIdx.x; i < TILE_ROWS * (C / 8); i += THREADS) {
     int row = i / (C / 8), at = i % (C / 8);
-    bool valid = row < rows;
+    bool valid = sees(row);
     u64 from = valid ? (u64)members[row / group] * num_heads + g * group + row % group : 0;
     cp_async16(tile_at<C>(q_tile, row, at), q_thc + from * C + at * 8, valid);
   }
   int mine[2], last[2];
   UNROLL for (int r = 0; r < 2; r++) {
     mine[r] = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4 + r * 8;
-    last[r] = mine[r] < rows ? kv.num_keys - 1 : -1;
+    last[r] = sees(mine[r]) ? kv.num_keys - 1 : -1;
   }
   int first = chunk * (CHUNK / BLOCK);
   attend<C>(q_tile, ring, kv, first, first + CHUNK / BLOCK, last, scale, [&](const Softmax<C>& x) {
     float l[2] = {quad_sum(x.l[0]), quad_sum(x.l[1])};
     UNROLL for (int r = 0; r < 2; r++) {
-      if (mine[r] >= rows) continue;
+      if (last[r] < 0) continue;
       u32 slot = starts[members[PLANTED(attention_one_member) ? 0 : mine[r] / group]] + chunk;
       store_part<C>(x, r, l[r], (u64)slot * num_heads + g * group + mine[r] % group, part_o,
                     part_ml);

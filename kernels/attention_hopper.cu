@@ -159,6 +159,7 @@ DEV void consume(float (&out)[C / 2], Total (&total)[2], const Ring& ring, u32 q
     float first[STAGE_KEYS / 2];
     multiply(first, 0);
     wgmma_wait<0>();
+    wgmma_hold(first);
     scores(first, 0);
     weigh(0);
     for (int j = 0; j < final; j++) {
@@ -166,11 +167,13 @@ DEV void consume(float (&out)[C / 2], Total (&total)[2], const Ring& ring, u32 q
       add(j, 0);
       weigh(1);
       wgmma_wait<0>();
+      wgmma_hold(o);
       prepare(1);
       float next[STAGE_KEYS / 2];
       multiply(next, j + 1);
       add(j, 1);
       wgmma_wait<1>();  // The scores are there, the second block's products go on.
+      wgmma_hold(next);
       bool chunk_ends = (j + 1) % (CHUNK / STAGE_KEYS) == 0;
       if (chunk_ends) {
         merge_totals();
@@ -180,6 +183,7 @@ DEV void consume(float (&out)[C / 2], Total (&total)[2], const Ring& ring, u32 q
       weigh(0);
       if (PLANTED(attention_hopper_early_release)) release(j);
       wgmma_wait<0>();
+      wgmma_hold(o);
       if (!PLANTED(attention_hopper_early_release)) release(j);
       if (chunk_ends) {
         merge_outputs();
@@ -191,10 +195,12 @@ DEV void consume(float (&out)[C / 2], Total (&total)[2], const Ring& ring, u32 q
     if (end % 2 == 0) {
       weigh(1);
       wgmma_wait<0>();
+      wgmma_hold(o);
       prepare(1);
       add(final, 1);
     }
     if (!PLANTED(attention_hopper_no_product_wait)) wgmma_wait<0>();
+    wgmma_hold(o);
     release(final);
     merge_totals();
     merge_outputs();

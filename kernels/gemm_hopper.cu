@@ -53,7 +53,7 @@ DEV void gemm(const TensorMap& map_a, const TensorMap& map_b, const Output& out,
         for (int step = 0; step < steps; step++, advance()) {
           u8* to = smem + stage * stage_bytes;
           int k0 = step * STEP_K;
-          if (!PLANTED(gemm_hopper_no_empty_wait)) mbar_wait_cluster(&empty[stage], phase ^ 1);
+          if (!PLANTED(gemm_hopper_no_empty_wait)) mbar_wait(&empty[stage], phase ^ 1);
           mbar_arrive_expect(&full[stage], stage_bytes);
           if (a_mn) {
             for (int c = 0; c < consumers; c++)
@@ -85,7 +85,7 @@ DEV void gemm(const TensorMap& map_a, const TensorMap& map_b, const Output& out,
     // Tells the producers of all blocks whose loads come here that the stage has been read.
     auto release = [&](int s) {
       warp_sync(FULL_WARP);
-      if (lane < cluster) mbar_arrive_remote(&empty[s], lane);
+      if (lane < cluster) mbar_release_remote(&empty[s], lane);
     };
     // Starts the products of the stage that comes next.
     auto multiply = [&](bool first) {
@@ -114,6 +114,7 @@ DEV void gemm(const TensorMap& map_a, const TensorMap& map_b, const Output& out,
         advance();
       }
       if (!PLANTED(gemm_hopper_no_product_wait)) wgmma_wait<0>();
+      wgmma_hold(d);
       if (!PLANTED(gemm_hopper_early_release)) release(previous);
       TilePlace at = tile_place(index, clusters_m, tiles_n);
       int row = (at.row * cluster + rank) * rows + threadIdx.x / 32 * 16;

@@ -44,6 +44,14 @@ DEV void mbar_arrive_remote(u64* bar, u32 rank SITE) {
                     "r"(rank) : "memory"),
        emu::mbar_arrive(emu::peer_addr(emu::smem_addr(bar), rank), 0, site));
 }
+// The same by a thread that has only read what TMA brought: no ordinary write of it is shown to the
+// cluster, which would take a fence of the whole device (MEMBAR.ALL.GPU).
+DEV void mbar_release_remote(u64* bar, u32 rank SITE) {
+  PRIM(asm volatile("{\n.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+                    "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(smem_addr(bar)),
+                    "r"(rank) : "memory"),
+       emu::mbar_arrive(emu::peer_addr(emu::smem_addr(bar), rank), 0, site));
+}
 DEV void mbar_wait(u64* bar, u32 parity SITE) {
   PRIM(asm volatile("{\n.reg .pred done;\nwait:\n"
                     "mbarrier.try_wait.parity.acquire.cta.shared::cta.b64 done, [%0], %1;\n"
@@ -169,6 +177,13 @@ template <int pending>
 DEV void wgmma_wait(SITE_ONLY) {
   PRIM(asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory"),
        emu::wgmma_wait(pending, site));
+}
+
+// After a wait, before ordinary use of products' registers: keeps the compiler from moving it ahead.
+template <int n>
+DEV void wgmma_hold(float (&d)[n]) {
+  UNROLL for (int i = 0; i < n; i++)
+    PRIM(asm volatile("" : "+f"(d[i]) :: "memory"), (void)d);
 }
 
 // Operand in shared memory with rows of 128 bytes, 128-byte swizzle (chunk c of 16 bytes of row r

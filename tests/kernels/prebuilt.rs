@@ -73,6 +73,8 @@ fn hopper_images_multiply_and_load_as_hopper_does() {
             println!("{entry}: {products} HGMMA, {waits} waits, {} UTMALDG", count("UTMALDG."));
             assert!(products > 0 && count("UTMALDG.") > 0, "{entry} has neither wgmma nor TMA");
             assert!(2 * waits < products, "{entry}: the compiler waits for products one by one");
+            let (fences, barriers) = (count(" MEMBAR.ALL.GPU"), count(" UCGABAR_ARV"));
+            assert!(fences <= barriers, "{entry}: {fences} fences of the device, {barriers} barriers of the cluster");
         }
         assert!(text.contains(".section\t.text."), "{name} has code");
     }

@@ -72,6 +72,7 @@ fn take_seats_and_next_tokens_are_right() {
 fn planted_faults_are_found() {
     finds("seats_never_end", check_seats);
     finds("seats_same_noise", check_seats);
+    finds("attention_ended_member", check_ended_members);
 }
 
 fn spec() -> ModelSpec {
@@ -88,7 +89,7 @@ fn spec() -> ModelSpec {
         rope_theta: 1e4,
         rope_scaling: None,
         tie_word_embeddings: true,
-        max_position_embeddings: 400,
+        max_position_embeddings: 900,
     }
 }
 
@@ -101,33 +102,41 @@ fn decoder(backend: CudaBackend) -> Decoder<CudaBackend> {
     Decoder::new(backend, spec(), &weights, false).expect("it fits")
 }
 
-fn emulated() -> CudaBackend {
+/// The device under test, for what takes too long under every schedule.
+fn plain_device() -> Device {
     let device = device();
-    Emulator::get().schedule(Schedule::PLAIN);
-    CudaBackend::on(device)
+    if !on_gpu() {
+        Emulator::get().schedule(Schedule::PLAIN);
+    }
+    device
+}
+
+fn prompt(len: usize, stream: usize) -> Arc<[u32]> {
+    (0..len).map(|i| ((i * i + 7 * i + stream) % 48) as u32).collect()
+}
+
+/// A sample that draws `max_new` tokens.
+fn request(id: u64, prompt: &Arc<[u32]>, max_new: usize) -> SampleRequest {
+    SampleRequest { id, prompt: prompt.clone(), max_new, stop: Arc::new([]), temperature: 1.0, top_p: 1.0, top_k: 0 }
 }
 
 /// Samples of every length up to 12, that stop or not: two of a prompt with a whole chunk of keys, and short ones.
 fn requests() -> Vec<SampleRequest> {
-    let prompt = |len: usize, stream: usize| (0..len).map(|i| ((i * i + 7 * i + stream) % 48) as u32).collect();
-    let (long, short): (Arc<[u32]>, Arc<[u32]>) = (prompt(270, 0), prompt(17, 1));
-    let request = |id: u64, prompt: &Arc<[u32]>, max_new: usize| SampleRequest {
-        id,
-        prompt: prompt.clone(),
-        max_new,
-        stop: if id.is_multiple_of(2) { Arc::new([3, 9]) } else { Arc::new([]) },
-        temperature: if id == 5 { 0.0 } else { 1.0 },
-        top_p: 1.0,
-        top_k: 0,
-    };
+    let (long, short) = (prompt(270, 0), prompt(17, 1));
     let long = (0..3).map(|i| request(i, &long, 6 + i as usize));
-    long.chain((3..15).map(|i| request(i, &short, i as usize - 2))).collect()
+    let all = long.chain((3..15).map(|i| request(i, &short, i as usize - 2)));
+    all.map(|r| SampleRequest {
+        stop: if r.id.is_multiple_of(2) { Arc::new([3, 9]) } else { Arc::new([]) },
+        temperature: if r.id == 5 { 0.0 } else { 1.0 },
+        ..r
+    })
+    .collect()
 }
 
 /// One sample, each token of it through the host.
 fn by_host(decoder: &Decoder<CudaBackend>, r: &SampleRequest) -> Completion {
-    let pages: Vec<u32> = (0..30).collect();
-    let mut kv = decoder.new_kv(30).expect("room");
+    let pages: Vec<u32> = (0..60).collect();
+    let mut kv = decoder.new_kv(60).expect("room");
     let draw = Draw { seq: r.id, temperature: r.temperature, top_p: r.top_p, top_k: r.top_k };
     let (mut tokens, mut logprobs, mut entropy) = (Vec::new(), Vec::new(), 0.0);
     let finish = loop {
@@ -151,7 +160,7 @@ fn by_host(decoder: &Decoder<CudaBackend>, r: &SampleRequest) -> Completion {
 
 #[test]
 fn graphs_batches_and_lateness_change_no_bit() {
-    let (gpu, mut all) = (emulated(), requests());
+    let (gpu, mut all) = (CudaBackend::on(plain_device()), requests());
     let plain = decoder(gpu.clone());
     let want: Vec<Completion> = all.iter().map(|r| by_host(&plain, r)).collect();
     assert!(want.iter().any(|c| c.finish == Finish::Stop) && want.iter().any(|c| c.finish == Finish::Length));
@@ -189,6 +198,43 @@ fn graphs_batches_and_lateness_change_no_bit() {
         let done = engine.finish(&decoder).expect("it runs");
         assert_eq!(done, [want[2].clone(), want[4].clone(), by_host(&plain, &unusual)]);
     }
+}
+
+/// Runs batches of samples one after another in one engine: each draws what it draws alone.
+fn check_in_turn(device: &Device, batches: &[Vec<SampleRequest>]) -> Outcome {
+    let decoder = decoder(CudaBackend::on(device.clone()));
+    let limits = Limits { max_rows: 1024, ..Engine::<CudaBackend>::limits(16, 850, 0) };
+    let mut engine = Engine::new(&decoder, limits, 9).expect("room");
+    for (n, batch) in batches.iter().enumerate() {
+        batch.iter().for_each(|r| engine.submit(r.clone()).expect("it fits"));
+        let done = engine.finish(&decoder).map_err(|e| e.to_string())?;
+        for (found, r) in done.iter().zip(batch) {
+            let want = by_host(&decoder, r);
+            if *found != want {
+                return Err(format!("sample {} of batch {n}: {found:?}, not {want:?}", r.id));
+            }
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Two samples of a prompt with three chunks of keys end while short ones go on, whose keys are one chunk.
+fn check_ended_members(device: &Device) -> Outcome {
+    let (long, short) = (prompt(800, 0), prompt(17, 1));
+    let ended = (0..2).map(|id| request(id, &long, 2));
+    check_in_turn(device, &[ended.chain((2..6).map(|id| request(id, &short, 9))).collect()])
+}
+
+#[test]
+fn samples_that_have_ended_leave_their_neighbours_alone() {
+    let device = plain_device();
+    check_ended_members(&device).expect("the bits of samples alone");
+    // Every second sample ends at once: the others move to the first seats, and the batch no longer covers their old ones.
+    // The next batch covers these again, and has their pages.
+    let prompts = [prompt(17, 1), prompt(19, 2)];
+    let first = (0..12).map(|id| request(id, &prompts[0], if id % 2 == 0 { 2 } else { 40 }));
+    let batches = [first.collect(), (20..29).map(|id| request(id, &prompts[1], 40)).collect()];
+    check_in_turn(&device, &batches).expect("the bits of samples alone");
 }
 
 #[test]

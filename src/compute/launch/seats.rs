@@ -121,7 +121,8 @@ impl SeatState {
     }
 
     /// Seats sequences, each in a seat that is empty or whose sequence has ended. `prefixes` are seats with the whole
-    /// pages that they share with others: all that are taken, the new ones among them.
+    /// pages that they share with others: all that are taken, the new ones among them. Where all are new, those seated
+    /// before have ended or are seated anew, and every other seat is emptied.
     ///
     /// # Errors
     /// When the device fails.
@@ -134,6 +135,11 @@ impl SeatState {
             table[..seat.pages.len()].copy_from_slice(seat.pages);
             self.num_pages = seat.pages.iter().fold(self.num_pages, |n, p| n.max(*p as usize + 1));
             rows.push(SeatRow::new(seat));
+        }
+        if seats.len() == prefixes.len() {
+            device.clear(&mut self.left.view_mut())?;
+            device.clear(&mut self.sequences.view_mut())?;
+            device.write(&mut self.slots.view_mut(), &vec![NO_SLOT; self.capacity])?;
         }
         let (rows, tables) = (device.upload(&rows)?, device.upload(&tables)?);
         let SeatState { tokens, positions, slots, sequences, rows: heads, left, stops, tables: to, .. } = self;
