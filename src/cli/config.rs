@@ -231,6 +231,7 @@ fn preset_text(preset: Preset) -> &'static str {
              task_sampling = \"learnable\"\n\
              accept = \"non_extremes\"\n\
              duplicates = \"refuse\"\n\
+             check_shown = true\n\
              gate = { identity = true, constant = true, coin_flips = true, max_guess = 0.7, misleading = 0.5 }\n"
         }
         Preset::Paper3b | Preset::Paper7b | Preset::Paper14b => "steps = 500\nselfplay = { seed_factor = 4 }\n",
