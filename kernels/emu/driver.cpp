@@ -445,12 +445,20 @@ struct PlainPool {
 };
 static PlainPool plain_pool;
 
+// What was freed in the order of a stream: the pool keeps it, and uses a piece again for as many bytes. As with the real
+// one, pieces are neither joined nor given to others before the pool is trimmed.
+struct Pool {
+  std::unordered_map<u64, u64> pieces;  // By their bytes, how many.
+  u64 bytes = 0;
+};
+static Pool pool;
+
 API cuMemAlloc_v2(u64* p, size_t bytes) {
   if (spoils_any()) return CAPTURE_UNSUPPORTED;
   std::lock_guard<std::mutex> lock(memory_mutex);
   if (skip_kernels()) return (*p = plain_pool.take(bytes)) ? SUCCESS : OUT_OF_MEMORY;
   if (bytes == 0) return INVALID_VALUE;
-  if (memory_used + bytes > total_memory()) return OUT_OF_MEMORY;
+  if (memory_used + pool.bytes + bytes > total_memory()) return OUT_OF_MEMORY;
   *p = device_alloc(bytes);
   if (!*p) return OUT_OF_MEMORY;
   memory_used += bytes;
@@ -465,27 +473,52 @@ API cuMemFree_v2(u64 p) {
   memory_used -= bytes;
   return SUCCESS;
 }
-API cuDeviceGetDefaultMemPool(void** pool, int) {
-  *pool = &memory_used;
+API cuDeviceGetDefaultMemPool(void** p, int) {
+  *p = &pool;
   return SUCCESS;
 }
 // 4: the bytes that the pool keeps, as 64 bits.
-API cuMemPoolSetAttribute(void* pool, int attribute, void* value) {
-  return pool == &memory_used && attribute == 4 && *(u64*)value > 0 ? SUCCESS : INVALID_VALUE;
+API cuMemPoolSetAttribute(void* p, int attribute, void* value) {
+  return p == &pool && attribute == 4 && *(u64*)value == ~0ull ? SUCCESS : INVALID_VALUE;
 }
-API cuMemAllocAsync(u64* p, size_t bytes, Stream* stream) {
-  int error = cuMemAlloc_v2(p, bytes);
-  if (error != OUT_OF_MEMORY || of(stream).waiting.empty()) return error;
-  if (int failed = catch_up(stream)) return failed;  // What is to be freed first.
+API cuMemPoolTrimTo(void* p, size_t keep) {
+  if (p != &pool || keep != 0) return INVALID_VALUE;
+  std::lock_guard<std::mutex> lock(memory_mutex);
+  pool = Pool();
+  return SUCCESS;
+}
+API cuMemAllocAsync(u64* p, size_t bytes, Stream*) {
+  {
+    std::lock_guard<std::mutex> lock(memory_mutex);
+    u64& pieces = pool.pieces[bytes];
+    if (pieces > 0) {
+      pieces--;
+      pool.bytes -= bytes;
+    }
+  }
   return cuMemAlloc_v2(p, bytes);
 }
 API cuMemFreeAsync(u64 p, Stream* stream) {
   if (spoils(stream)) return CAPTURE_UNSUPPORTED;
-  return run(stream, [=] { return cuMemFree_v2(p); });
+  return run(stream, [=] {
+    u64 bytes;
+    {
+      std::lock_guard<std::mutex> lock(memory_mutex);
+      const Allocation* allocation = find_allocation(p);
+      bytes = allocation && allocation->base == p ? allocation->bytes : 0;
+    }
+    int error = cuMemFree_v2(p);
+    if (error == SUCCESS && !skip_kernels()) {
+      std::lock_guard<std::mutex> lock(memory_mutex);
+      pool.pieces[bytes]++;
+      pool.bytes += bytes;
+    }
+    return error;
+  });
 }
 API cuMemGetInfo_v2(size_t* free, size_t* total) {
   *total = total_memory();
-  *free = *total - memory_used;
+  *free = *total - memory_used - pool.bytes;
   return SUCCESS;
 }
 // Page-locked memory, by its address.
@@ -594,8 +627,11 @@ API cuStreamIsCapturing(Stream* stream, int* status) {
   *status = stream && stream->capture ? (stream->spoilt ? 2 : 1) : 0;
   return SUCCESS;
 }
+// Outside the pool.
+static const u64 GRAPH_BYTES = 64 << 10;
 API cuGraphInstantiateWithFlags(Graph** executable, Graph* graph, u64 flags) {
   if (!graph || flags) return INVALID_VALUE;
+  if (memory_used + pool.bytes + GRAPH_BYTES > total_memory()) return OUT_OF_MEMORY;
   *executable = new Graph(*graph);
   return SUCCESS;
 }

@@ -201,7 +201,8 @@ struct Function {
 struct Inner {
     context: sys::CUcontext,
     stream: sys::CUstream,
-    ordinal: i32,
+    pool: sys::CUmemoryPool,
+    device: sys::CUdevice,
     name: String,
     capability: Capability,
     driver: i32,
@@ -225,7 +226,7 @@ impl Drop for Inner {
             sys::cuCtxSetCurrent(self.context);
             sys::cuStreamSynchronize(self.stream);
             sys::cuStreamDestroy_v2(self.stream);
-            sys::cuDevicePrimaryCtxRelease_v2(self.ordinal);
+            sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }
 }
@@ -252,11 +253,10 @@ impl Device {
         if ordinal >= count {
             return Err(Error::environment(format!("there is no CUDA device {ordinal}; the driver sees {count}")));
         }
-        let ordinal = ordinal as i32;
         // SAFETY: out-pointers live for the calls; handles are used in the order that the driver gives them.
         let inner = unsafe {
             let (mut device, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
-            check(sys::cuDeviceGet(&raw mut device, ordinal), "opening the CUDA device")?;
+            check(sys::cuDeviceGet(&raw mut device, ordinal as i32), "opening the CUDA device")?;
             check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "opening a CUDA context")?;
             check(sys::cuCtxSetCurrent(context), "entering the CUDA context")?;
             // 1: CU_STREAM_NON_BLOCKING.
@@ -281,7 +281,8 @@ impl Device {
             Inner {
                 context,
                 stream,
-                ordinal,
+                pool,
+                device,
                 name: CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned(),
                 capability,
                 driver,
@@ -368,10 +369,22 @@ impl Device {
         let bytes = bytes.ok_or_else(|| Error::new(Kind::OutOfMemory, format!("an array of {len} is too large")))?;
         if bytes > 0 {
             // SAFETY: the out-pointer lives for the call.
-            let code = unsafe { sys::cuMemAllocAsync(&raw mut at, bytes, self.0.stream) };
+            let code = self.with_room(|| unsafe { sys::cuMemAllocAsync(&raw mut at, bytes, self.0.stream) });
             check_as(code, || format!("allocating {bytes} bytes of device memory"))?;
         }
         Ok(Buf { device: self.clone(), at, len, element: PhantomData })
+    }
+
+    /// Calls again when memory ran out, once everything launched is done and what was freed has gone back to the driver:
+    /// the pool does not always join its pieces, and gives none of them to graphs and modules.
+    pub(super) fn with_room(&self, mut call: impl FnMut() -> CUresult) -> CUresult {
+        let code = call();
+        // SAFETY: stream and pool live as long as `self`.
+        let trim = || unsafe {
+            sys::cuStreamSynchronize(self.0.stream) == CUresult::CUDA_SUCCESS
+                && sys::cuMemPoolTrimTo(self.0.pool, 0) == CUresult::CUDA_SUCCESS
+        };
+        if code == CUresult::CUDA_ERROR_OUT_OF_MEMORY && trim() { call() } else { code }
     }
 
     /// Zeros.
@@ -517,7 +530,7 @@ impl Device {
         let image = (self.0.find_image)(file, self.0.capability)?;
         let mut module = std::ptr::null_mut();
         // SAFETY: the image is a whole cubin or zero-terminated PTX; the driver copies it.
-        let code = unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) };
+        let code = self.with_room(|| unsafe { sys::cuModuleLoadData(&raw mut module, image.as_ptr().cast()) });
         check_as(code, || format!("loading the `{file}` kernels"))?;
         modules.insert(file, module as usize);
         Ok(module)

@@ -58,7 +58,7 @@ impl Device {
             let ended = check(sys::cuStreamEndCapture(self.stream(), &raw mut graph), "recording a graph");
             let mut made = Ok(());
             if done.is_ok() && ended.is_ok() {
-                let code = sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0);
+                let code = self.with_room(|| sys::cuGraphInstantiateWithFlags(&raw mut executable, graph, 0));
                 made = check(code, "preparing a graph");
             }
             if !graph.is_null() {
