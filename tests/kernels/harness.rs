@@ -1,5 +1,7 @@
 //! Opens the device under test, runs a check under every schedule, and shows that a check finds a planted fault.
 
+use std::sync::{Mutex, PoisonError};
+
 use azr::base::rng::{Purpose, Rng};
 use azr::compute::launch::device::Device;
 use azr_kernel_emu::{Emulator, Schedule};
@@ -10,10 +12,14 @@ pub fn on_gpu() -> bool {
     std::env::var("AZR_TEST_DEVICE").is_ok_and(|d| d == "gpu")
 }
 
-/// The device under test. The emulator runs kernels as compiled from the sources, whatever images the build has.
+/// The device under test. A GPU is opened once, as a context takes long to make, and again after a fault. The emulator runs
+/// kernels as compiled from the sources, whatever images the build has.
 pub fn device() -> Device {
+    static GPU: Mutex<Option<Device>> = Mutex::new(None);
     if on_gpu() {
-        return Device::open(0).expect("a GPU, as AZR_TEST_DEVICE says");
+        let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
+        gpu.take_if(|gpu| gpu.synchronize().is_err());
+        return gpu.get_or_insert_with(|| Device::open(0).expect("a GPU, as AZR_TEST_DEVICE says")).clone();
     }
     Emulator::get().device(90, 3);
     let device = Device::open_with(0, |_, _| Ok(b"STUB".to_vec())).expect("the emulated device");

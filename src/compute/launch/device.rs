@@ -62,7 +62,12 @@ fn driver_error(code: CUresult, doing: &str) -> Error {
     match code {
         CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::new(Kind::OutOfMemory, message)
             .with_hint("use a smaller batch or a shorter context; `azr plan` computes what fits"),
-        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU | CUresult::CUDA_ERROR_INVALID_IMAGE => Error::environment(message)
+        CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU
+        | CUresult::CUDA_ERROR_INVALID_IMAGE
+        | CUresult::CUDA_ERROR_INVALID_PTX
+        | CUresult::CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+        | CUresult::CUDA_ERROR_UNSUPPORTED_PTX_VERSION
+        | CUresult::CUDA_ERROR_JIT_COMPILATION_DISABLED => Error::environment(message)
             .with_hint("the driver does not take this build's kernels: update it, or use --device cpu"),
         _ => Error::failure(message),
     }
@@ -257,14 +262,22 @@ impl Device {
         let inner = unsafe {
             let (mut device, mut context, mut stream) = (0, std::ptr::null_mut(), std::ptr::null_mut());
             check(sys::cuDeviceGet(&raw mut device, ordinal as i32), "opening the CUDA device")?;
-            check(sys::cuDevicePrimaryCtxRetain(&raw mut context, device), "opening a CUDA context")?;
+            let code = sys::cuDevicePrimaryCtxRetain(&raw mut context, device);
+            check(code, "opening a CUDA context").map_err(|e| {
+                Error::environment(e.to_string())
+                    .with_hint("is the GPU taken? nvidia-smi shows by whom, and its compute mode")
+            })?;
             check(sys::cuCtxSetCurrent(context), "entering the CUDA context")?;
             // 1: CU_STREAM_NON_BLOCKING.
             check(sys::cuStreamCreate(&raw mut stream, 1), "creating a CUDA stream")?;
             // Freed memory stays with the process: otherwise every wait would give it back to the driver, and the next
             // step would ask for it again.
             let (mut pool, mut keep) = (std::ptr::null_mut(), u64::MAX);
-            check(sys::cuDeviceGetDefaultMemPool(&raw mut pool, device), "asking for the memory pool")?;
+            let code = sys::cuDeviceGetDefaultMemPool(&raw mut pool, device);
+            check(code, "asking for the memory pool").map_err(|e| {
+                Error::environment(e.to_string())
+                    .with_hint("a GPU with memory pools is needed; some virtual ones have none")
+            })?;
             let threshold = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
             check(sys::cuMemPoolSetAttribute(pool, threshold, (&raw mut keep).cast()), "setting up the memory pool")?;
             let mut name = [0; 128];
