@@ -15,6 +15,7 @@ newest() {
   return 1
 }
 mkdir -p target/gpu
+kernels/nvrtc.sh --probes "$PWD/target/gpu"
 strip -o target/gpu/azr target/release/azr
 strip -o target/gpu/kernel-tests "$(newest planted_faults_are_found)"
 strip -o target/gpu/kernel-bench "$(newest AZR_KERNEL_BENCH_SMALL)"

@@ -85,7 +85,7 @@ else
   step check selftest-quick 120 "$azr" selftest --device cuda --quick
   step check selftest 200 "$azr" selftest --device cuda
   if [ -x "$tests" ]; then
-    step check kernels 200 env AZR_TEST_DEVICE=gpu "$tests" --test-threads=1 --skip prebuilt
+    step check kernels 200 env AZR_TEST_DEVICE=gpu AZR_PROBES="$(dirname "$tests")" "$tests" --test-threads=1 --skip prebuilt
   else
     skip kernels "no test binary; tests/gpu/pack.sh makes it"
   fi

@@ -1,5 +1,7 @@
 //! The emulator reports mistakes, and nothing else; its driver answers like NVIDIA's.
 
+use std::process::Command;
+
 use azr::compute::launch::device::{Arg, Device, Entry, Shape, probe};
 use azr_kernel_emu::{Arithmetic, Emulator, Landing, Order, Schedule};
 
@@ -133,4 +135,26 @@ fn memory_is_counted_and_ends_where_it_ends() {
     for i in 0..45 {
         device.alloc::<u8>((100 << 20) + i).expect("room");
     }
+}
+
+/// These tests as tests/gpu/run.sh runs them, the emulator in the GPU's place: a GPU's time is not for faults of the tests.
+#[test]
+fn what_runs_on_a_gpu_runs_with_the_emulated_driver() {
+    if on_gpu() {
+        return;
+    }
+    let probes = std::env::temp_dir().join(format!("azr-probes-{}", std::process::id()));
+    std::fs::create_dir_all(&probes).expect("a scratch folder");
+    for probe in ["tensor.cubin", "numerics.cubin"] {
+        std::fs::write(probes.join(probe), "STUB").expect("a scratch file");
+    }
+    let output = Command::new(std::env::current_exe().expect("this program"))
+        .args(["--test-threads=1", "--skip", "prebuilt"])
+        .env("LD_LIBRARY_PATH", azr_kernel_emu::folder())
+        .envs([("AZR_TEST_DEVICE", "gpu"), ("AZR_PROBES", probes.to_str().expect("UTF-8"))])
+        .output()
+        .expect("it starts");
+    std::fs::remove_dir_all(probes).expect("the scratch folder goes");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -1,15 +1,35 @@
 //! Opens the device under test, runs a check under every schedule, and shows that a check finds a planted fault.
 
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use azr::base::rng::{Purpose, Rng};
 use azr::compute::launch::device::Device;
+use azr::compute::launch::images::{self, Capability};
 use azr_kernel_emu::{Emulator, Schedule};
 use half::bf16;
+
+/// Variable that names the folder of the probes' images.
+const PROBES: &str = "AZR_PROBES";
 
 /// Whether the tests run on a real GPU.
 pub fn on_gpu() -> bool {
     std::env::var("AZR_TEST_DEVICE").is_ok_and(|d| d == "gpu")
+}
+
+/// Whether a test of the emulator's probes is skipped: on a GPU they need Hopper, and their images in the folder AZR_PROBES.
+pub fn no_probes() -> bool {
+    let none = on_gpu() && (std::env::var_os(PROBES).is_none() || !device().is_hopper());
+    if none {
+        println!("SKIPPED: probes run on Hopper, from the folder {PROBES}");
+    }
+    none
+}
+
+/// An image of the build, or of a probe.
+fn find_image(file: &str, capability: Capability) -> azr::Result<Vec<u8>> {
+    let probe = std::env::var_os(PROBES).map(|folder| Path::new(&folder).join(format!("{file}.cubin")));
+    probe.and_then(|path| std::fs::read(path).ok()).map_or_else(|| images::find(file, capability), Ok)
 }
 
 /// The device under test. A GPU is opened once, as a context takes long to make, and again after a fault. The emulator runs
@@ -19,7 +39,9 @@ pub fn device() -> Device {
     if on_gpu() {
         let mut gpu = GPU.lock().unwrap_or_else(PoisonError::into_inner);
         gpu.take_if(|gpu| gpu.synchronize().is_err());
-        return gpu.get_or_insert_with(|| Device::open(0).expect("a GPU, as AZR_TEST_DEVICE says")).clone();
+        return gpu
+            .get_or_insert_with(|| Device::open_with(0, find_image).expect("a GPU, as AZR_TEST_DEVICE says"))
+            .clone();
     }
     Emulator::get().device(90, 3);
     let device = Device::open_with(0, |_, _| Ok(b"STUB".to_vec())).expect("the emulated device");

@@ -5,7 +5,7 @@ use azr::compute::launch::device::{Arg, Device, Entry, Shape};
 use azr_kernel_emu::{Arithmetic, Emulator, Schedule};
 use half::bf16;
 
-use crate::harness::{Outcome, bytes, compare, device, finds, holds, on_gpu, random_bf16, random_f32, wide};
+use crate::harness::{Outcome, bytes, compare, device, finds, holds, no_probes, on_gpu, random_bf16, random_f32, wide};
 
 fn entry(name: &'static str) -> Entry {
     Entry { file: "tensor", name }
@@ -98,10 +98,13 @@ fn check_cluster(device: &Device) -> Outcome {
 
 #[test]
 fn warp_products_are_right_and_without_bank_conflicts() {
-    if on_gpu() {
+    if no_probes() {
         return;
     }
     holds(check_mma);
+    if on_gpu() {
+        return;
+    }
     let emulator = Emulator::get();
     emulator.schedule(Schedule::PLAIN);
     emulator.take_stats();
@@ -116,7 +119,7 @@ fn warp_products_are_right_and_without_bank_conflicts() {
 
 #[test]
 fn warpgroup_products_are_right_in_every_layout() {
-    if on_gpu() {
+    if no_probes() {
         return;
     }
     for kind in 0..6 {
@@ -137,16 +140,17 @@ fn warpgroup_products_are_right_in_every_layout() {
 
 #[test]
 fn ordinary_stores_need_a_fence_before_a_warpgroup_product() {
-    if on_gpu() {
+    if no_probes() {
         return;
     }
     holds(check_proxy);
-    assert!(finds("probe_proxy_no_fence", check_proxy).contains("fence_proxy_async"));
+    let said = finds("probe_proxy_no_fence", check_proxy);
+    assert!(on_gpu() || said.contains("fence_proxy_async"), "{said}");
 }
 
 #[test]
 fn clusters_share_loads_barriers_and_memory() {
-    if on_gpu() {
+    if no_probes() {
         return;
     }
     holds(check_cluster);
@@ -169,11 +173,13 @@ fn hopper_sum(a: &[bf16], b: &[bf16], c: f32) -> f32 {
 
 #[test]
 fn hopper_arithmetic_follows_the_model_and_both_paths_agree_to_the_bit() {
-    if on_gpu() {
+    if no_probes() {
         return;
     }
-    let (device, emulator) = (device(), Emulator::get());
-    emulator.schedule(Schedule { arithmetic: Arithmetic::Hopper, ..Schedule::PLAIN });
+    let device = device();
+    if !on_gpu() {
+        Emulator::get().schedule(Schedule { arithmetic: Arithmetic::Hopper, ..Schedule::PLAIN });
+    }
     let k = 256;
     // Wide exponents, and zeros; the last rows leave the range of the fast path.
     let spread = |x: Vec<bf16>, rows: usize| -> Vec<bf16> {
@@ -185,16 +191,19 @@ fn hopper_arithmetic_follows_the_model_and_both_paths_agree_to_the_bit() {
     };
     let (a, b) = (spread(random_bf16(64 * k, 1), 64), spread(random_bf16(128 * k, 2), 128));
     let by_warpgroup = wgmma(&device, &a, &b, k, 0).expect("a product");
-    let mut other = 0;
+    let (mut other, mut wrong) = (0, 0);
     for i in 0..64 {
         for j in 0..128 {
             let want = (0..k).step_by(16).fold(0.0, |c, s| hopper_sum(&a[i * k + s..][..16], &b[j * k + s..][..16], c));
-            assert_eq!(by_warpgroup[i * 128 + j].to_bits(), want.to_bits(), "element {i}, {j}");
+            wrong += usize::from(by_warpgroup[i * 128 + j].to_bits() != want.to_bits());
             let plain = (0..k).fold(0.0f32, |c, s| c + a[i * k + s].to_f32() * b[j * k + s].to_f32());
             other += usize::from(plain.to_bits() != want.to_bits());
         }
     }
     assert!(other > 1000, "the model is not plain f32");
+    // A GPU that differs from the model is news; one whose two paths differ could not sample and train alike.
+    println!("{wrong} of {} elements differ from the model of Hopper", 64 * 128);
+    assert!(wrong == 0 || on_gpu());
     for half in 0..2 {
         let by_warp = mma(&device, &a, &b[half * 64 * k..][..64 * k], k).expect("a product");
         for i in 0..64 {

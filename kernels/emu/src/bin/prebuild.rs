@@ -1,4 +1,5 @@
 //! Compiles all kernels with NVRTC: `--write` brings `kernels/prebuilt/` up to date, `--check` compares it bit for bit.
+//! `--probes FOLDER` compiles the emulator's probes for Hopper instead, for the tests on a GPU.
 //! `kernels/nvrtc.sh` fetches the compiler and calls this.
 
 use std::fs;
@@ -15,7 +16,8 @@ fn main() -> ExitCode {
     let done = match mode.as_str() {
         "--write" => run(true),
         "--check" => run(false),
-        _ => Err("usage: prebuild --write | --check".to_owned()),
+        "--probes" => probes(Path::new(&std::env::args().nth(2).unwrap_or_default())),
+        _ => Err("usage: prebuild --write | --check | --probes FOLDER".to_owned()),
     };
     match done {
         Ok(message) => {
@@ -52,17 +54,36 @@ fn compile_all(kernels: &Path, nvrtc: &Nvrtc) -> Result<Vec<(ManifestLine, Vec<u
     Ok(all)
 }
 
-fn run(write: bool) -> Result<String, String> {
-    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).parent().ok_or("the crate lies in kernels/")?;
-    let target = kernels.parent().ok_or("kernels/ lies in the repository")?.join("target");
+/// The folder of the kernels.
+fn kernels() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the crate lies in kernels/")
+}
+
+/// NVRTC of the version that the images are made with.
+fn nvrtc() -> Result<Nvrtc, String> {
+    let target = kernels().parent().ok_or("kernels/ lies in the repository")?.join("target");
     let library = std::env::var_os("NVRTC_LIB").map(PathBuf::from).or_else(|| fetched_nvrtc(&target));
     let nvrtc = Nvrtc::open(&library.ok_or("no NVRTC: run kernels/nvrtc.sh")?)?;
     let version = nvrtc.version()?;
     if version != NVRTC_VERSION {
         return Err(format!("the images are made with NVRTC {NVRTC_VERSION}, this is {version}"));
     }
-    let images = compile_all(kernels, &nvrtc)?;
-    let prebuilt = kernels.join("prebuilt");
+    Ok(nvrtc)
+}
+
+/// Probes that tests launch, as cubins; those that make mistakes are for the emulator alone.
+fn probes(to: &Path) -> Result<String, String> {
+    let (nvrtc, headers) = (nvrtc()?, headers(kernels())?);
+    for source in sources(&kernels().join("emu/probes"))?.iter().filter(|s| s.name != "faults") {
+        let image = nvrtc.compile(source, &headers, "sm_90a")?;
+        fs::write(to.join(format!("{}.cubin", source.name)), image.bytes).map_err(|e| e.to_string())?;
+    }
+    Ok("the probes are compiled".to_owned())
+}
+
+fn run(write: bool) -> Result<String, String> {
+    let images = compile_all(kernels(), &nvrtc()?)?;
+    let prebuilt = kernels().join("prebuilt");
     if write { write_images(&prebuilt, &images) } else { check_images(&prebuilt, &images) }
 }
 
