@@ -78,6 +78,7 @@ pub mod compute {
         pub mod optim;
         pub mod rows;
         pub mod seats;
+        mod staging;
     }
 }
 

@@ -131,6 +131,13 @@ fn memory_is_counted_and_ends_where_it_ends() {
     let buf = device.upload(&[1.0f32, 2.0, 3.0]).expect("12 bytes fit");
     assert_eq!(device.download(&buf.view().part(1, 2)).expect("a download"), [2.0, 3.0]);
     assert!(std::panic::catch_unwind(|| buf.view().part(2, 2)).is_err(), "a part lies inside");
+    // More than the page-locked blocks hold, in pieces that begin anywhere in them.
+    let numbers: Vec<u32> = (0..1_000_003).collect();
+    for at in [1, 300_000, 1_000_000] {
+        device.upload(&numbers[..at]).expect("room");
+        let all = device.upload(&numbers).expect("room");
+        assert!(device.download(&all.view()).expect("a download") == numbers, "after {at}");
+    }
     // Together more than the device has, each of its own length: what is freed is joined.
     for i in 0..45 {
         device.alloc::<u8>((100 << 20) + i).expect("room");

@@ -244,9 +244,10 @@ fn what_a_graph_cannot_hold_is_an_error_that_leaves_the_stream_usable() {
         return;
     }
     let device = device();
-    let buf = device.upload(&[1.0f32, 2.0]).expect("room");
+    let mut buf = device.upload(&[1.0f32, 2.0]).expect("room");
     assert!(device.record(|| device.synchronize()).is_err(), "waiting");
     assert!(device.record(|| device.zeros::<f32>(4).map(drop)).is_err(), "memory");
+    assert!(device.record(|| device.write(&mut buf.view_mut(), &[3.0, 4.0])).is_err(), "values of the host");
     assert!(device.record(|| device.download(&buf.view()).map(drop)).is_err(), "a copy to pageable memory");
     let mut copy = device.zeros::<f32>(2).expect("room");
     let graph = device.record(|| device.copy(&buf.view(), &mut copy.view_mut())).expect("a copy on the device");

@@ -8,12 +8,14 @@ use std::collections::btree_map::Entry as Slot;
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CStr, c_void};
 use std::marker::PhantomData;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute, CUresult};
 use half::bf16;
 
 use crate::compute::launch::images::{self, Capability};
+use crate::compute::launch::staging::Staging;
 use crate::error::{Error, Kind, Result};
 
 /// Oldest driver that has every function used here (tensor maps came with CUDA 12.0).
@@ -214,6 +216,9 @@ struct Inner {
     num_multiprocessors: u32,
     max_smem_bytes: u32,
     find_image: FindImage,
+    staging: Mutex<Staging>,
+    /// Whether launches are being recorded.
+    recording: AtomicBool,
     modules: Mutex<HashMap<&'static str, usize>>,
     /// By the address of the entry point's name: texts of a program stay where they are, and addresses compare fast.
     functions: Mutex<BTreeMap<usize, Function>>,
@@ -230,6 +235,7 @@ impl Drop for Inner {
         unsafe {
             sys::cuCtxSetCurrent(self.context);
             sys::cuStreamSynchronize(self.stream);
+            self.staging.get_mut().unwrap_or_else(PoisonError::into_inner).free();
             sys::cuStreamDestroy_v2(self.stream);
             sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
@@ -302,6 +308,8 @@ impl Device {
                 num_multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
                 max_smem_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
                 find_image,
+                staging: Mutex::new(Staging::new()?),
+                recording: AtomicBool::new(false),
                 modules: Mutex::default(),
                 functions: Mutex::default(),
             }
@@ -429,11 +437,18 @@ impl Device {
         if values.is_empty() {
             return Ok(());
         }
+        if self.0.recording.load(Ordering::Relaxed) {
+            return Err(Error::failure("values of the host cannot be part of a graph"));
+        }
         self.enter()?;
-        // SAFETY: both ranges have `len` elements; from pageable memory the driver copies before it returns.
-        let code =
-            unsafe { sys::cuMemcpyHtoDAsync_v2(to.at, values.as_ptr().cast(), size_of_val(values), self.0.stream) };
-        check(code, "copying to the device")
+        let mut staging = self.0.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        // SAFETY: the array has `len` elements; context and stream are this device's.
+        unsafe { staging.send(self.0.stream, to.at, bytemuck::cast_slice(values)) }
+    }
+
+    /// Whether launches are being recorded from now on.
+    pub(super) fn set_recording(&self, recording: bool) {
+        self.0.recording.store(recording, Ordering::Relaxed);
     }
 
     /// The values of an array, after everything launched so far.

@@ -50,7 +50,9 @@ impl Device {
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         // SAFETY: the stream lives as long as `self`.
         check(unsafe { sys::cuStreamBeginCapture_v2(self.stream(), mode) }, "recording a graph")?;
+        self.set_recording(true);
         let done = work();
+        self.set_recording(false);
         let (mut graph, mut executable) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: the stream is being captured, and out-pointers live for the calls. A graph that came is given back: the
         // executable one does not need it.
