@@ -179,7 +179,7 @@ DEV void wgmma_wait(SITE_ONLY) {
        emu::wgmma_wait(pending, site));
 }
 
-// After a wait, before ordinary use of products' registers: keeps the compiler from moving it ahead.
+// After a wait, before ordinary use of products' registers: the compiler moves none ahead of it.
 template <int n>
 DEV void wgmma_hold(float (&d)[n]) {
   UNROLL for (int i = 0; i < n; i++)

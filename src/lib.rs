@@ -75,6 +75,7 @@ pub mod compute {
         pub mod graph;
         pub mod head;
         pub mod images;
+        pub mod mark;
         pub mod optim;
         pub mod rows;
         pub mod seats;

@@ -445,8 +445,8 @@ struct PlainPool {
 };
 static PlainPool plain_pool;
 
-// What was freed in the order of a stream: the pool keeps it, and uses a piece again for as many bytes. As with the real
-// one, pieces are neither joined nor given to others before the pool is trimmed.
+// What was freed in the order of a stream: the pool keeps it, and uses a piece again for as many
+// bytes. As with the real one, pieces are neither joined nor given to others before it is trimmed.
 struct Pool {
   std::unordered_map<u64, u64> pieces;  // By their bytes, how many.
   u64 bytes = 0;

@@ -6,9 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::compute::launch::attention::{DecodePlan, DecodeWork, SpanPlan};
-use crate::compute::launch::device::{Buf, Device, Mark, View, ViewMut};
+use crate::compute::launch::device::{Buf, Device, View, ViewMut};
 use crate::compute::launch::graph::{Graph, Pinned};
 use crate::compute::launch::head::{DrawnRow, HeadRow, HeadScratch};
+use crate::compute::launch::mark::Mark;
 use crate::compute::launch::seats::{SeatState, Shape};
 use crate::compute::ops::{Drawn, Heads, Seat};
 use crate::error::Result;

@@ -5,7 +5,8 @@ use std::marker::PhantomData;
 
 use cudarc::driver::sys;
 
-use crate::compute::launch::device::{Device, Element, Mark, View, ViewMut, check};
+use crate::compute::launch::device::{Device, Element, View, ViewMut, check};
+use crate::compute::launch::mark::Mark;
 use crate::error::Result;
 
 /// Launches that were recorded, with the arguments that they had then. What they read and write must live and stay in
