@@ -169,8 +169,11 @@ pub fn train<B: Backend>(
             save(&run, dir, &model, 0)?;
         }
     }
+    let every = config.eval.every_steps;
+    let is_examined = |step: u64| every > 0 && (step.is_multiple_of(every) || step == config.steps);
     let mut sinks = Sinks::open(dir, step)?;
-    if step == 0 && config.eval.every_steps > 0 {
+    // Before the first step, or what a signal broke off.
+    if is_examined(step) && !sinks.has_eval() {
         let scores = examined(&mut run, &model, examine)?;
         sinks.eval(step, &scores)?;
         console.eval(step, &scores);
@@ -182,8 +185,7 @@ pub fn train<B: Backend>(
         if !interrupted {
             let (mut metrics, trace) = done?;
             step += 1;
-            let every = config.eval.every_steps;
-            if every > 0 && (step % every == 0 || step == config.steps) {
+            if is_examined(step) {
                 let start = Instant::now();
                 metrics.eval = examined(&mut run, &model, examine)?;
                 metrics.eval_s = start.elapsed().as_secs_f64();
@@ -201,10 +203,10 @@ pub fn train<B: Backend>(
         let stopped = interrupted || run.stop.is_set();
         if step > saved.0 && (by_step || by_time || stopped || step == config.steps) {
             save(&run, dir, &model, step)?;
-            dir.prune(c.keep)?;
+            dir.prune(c.keep, step.saturating_sub(run.alarms.longest()));
             saved = (step, Instant::now());
         }
-        if stopped && step < config.steps {
+        if stopped && (step < config.steps || is_examined(step) && !sinks.has_eval()) {
             console.finish();
             return Err(Error::new(Kind::Interrupted, format!("stopped after step {step}; all of it is saved"))
                 .with_hint(format!("go on with: azr --resume {}", dir.root().display())));
@@ -235,6 +237,8 @@ fn examined<B: Backend>(
         eos: &model.eos,
         stop: &run.stop,
     });
+    // What is done until the next step is not the device's waiting.
+    run.engine.rest();
     match scores {
         Err(e) if e.kind() == Kind::Interrupted => Ok(BTreeMap::new()),
         scores => scores,
@@ -254,8 +258,7 @@ fn on_alarm<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u6
             let (keep, go): (Vec<u64>, Vec<u64>) = dir.checkpoints().into_iter().partition(|s| *s <= healthy);
             // Without a healthy one, the oldest is the best there is.
             for old in go.iter().skip(usize::from(keep.is_empty())) {
-                let path = dir.checkpoint(*old);
-                std::fs::remove_dir_all(&path).map_err(|e| Error::io("delete", &path, &e))?;
+                dir.delete(*old);
             }
             keep.last().or(go.first()).copied().unwrap_or(0)
         }

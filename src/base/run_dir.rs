@@ -15,7 +15,7 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = path.with_file_name(format!(".{name}.tmp"));
     write_synced(&temporary, bytes)?;
     fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(folder_of(path))
 }
 
 /// Publishes a folder with these files in one step; a path may hold one level of folders. An old folder is replaced.
@@ -41,7 +41,12 @@ pub fn publish_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
         fs::remove_dir_all(path).map_err(|e| Error::io("replace", path, &e))?;
     }
     fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(folder_of(path))
+}
+
+/// Where a path's last part lies.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
@@ -105,19 +110,27 @@ impl RunDir {
         steps
     }
 
-    /// Deletes all but the newest `keep` checkpoints; `keep` 0 keeps all.
-    ///
-    /// # Errors
-    /// When one cannot be deleted.
-    pub fn prune(&self, keep: usize) -> Result<()> {
+    /// Deletes all but the newest `keep` checkpoints, and all but the newest up to step `healthy`; `keep` 0 keeps all.
+    pub fn prune(&self, keep: usize, healthy: u64) {
         let steps = self.checkpoints();
+        let spared = steps.iter().rev().find(|step| **step <= healthy);
         if keep > 0 && steps.len() > keep {
-            for step in &steps[..steps.len() - keep] {
-                let path = self.checkpoint(*step);
-                fs::remove_dir_all(&path).map_err(|e| Error::io("delete", &path, &e))?;
+            steps[..steps.len() - keep].iter().filter(|step| Some(*step) != spared).for_each(|step| self.delete(*step));
+        }
+    }
+
+    /// Deletes a checkpoint: it is none any more at once. What of its files cannot go yet (a network disk keeps those that
+    /// are open) goes with a later one, as does what a crash left of a checkpoint that was being written.
+    pub fn delete(&self, step: u64) {
+        let folder = self.root.join("checkpoints");
+        // No reader waits for the space, and a run does not end because a disk keeps it.
+        let _ = fs::rename(self.checkpoint(step), folder.join(format!(".{STEP}{step:08}.old")));
+        let hidden = format!(".{STEP}");
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&hidden) {
+                let _ = fs::remove_dir_all(entry.path());
             }
         }
-        Ok(())
     }
 }
 
@@ -136,11 +149,17 @@ mod tests {
         // What a crash leaves behind is no checkpoint.
         fs::create_dir(run.root().join("checkpoints/.step-00000099.tmp")).expect("made");
         assert_eq!(run.checkpoints(), [3, 7, 12]);
-        run.prune(2).expect("pruned");
-        assert_eq!(run.checkpoints(), [7, 12]);
         assert_eq!(fs::read(run.checkpoint(12).join("sub/b.txt")).expect("there"), [1, 2]);
+        run.prune(2, 0);
+        assert_eq!(run.checkpoints(), [7, 12]);
+        // The newest before an alarm's first sign stays, and what a crash left goes with the first that is deleted.
+        publish_folder(&run.checkpoint(13), &[]).expect("written");
+        run.prune(1, 9);
+        assert_eq!(run.checkpoints(), [7, 13]);
+        assert_eq!(fs::read_dir(run.root().join("checkpoints")).expect("there").count(), 2);
         publish(&run.file("x"), b"one").expect("written");
         publish(&run.file("x"), b"two").expect("written");
         assert_eq!(fs::read(run.file("x")).expect("there"), b"two");
+        assert_eq!([folder_of(Path::new("x")), folder_of(Path::new("a/x"))], [Path::new("."), Path::new("a")]);
     }
 }

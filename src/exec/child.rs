@@ -9,10 +9,10 @@ use std::collections::BTreeMap;
 
 use rustpython_vm as vm;
 use seccompiler::BpfProgram;
-use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet};
+use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet, PyStrRef};
 use vm::compiler::Mode;
 use vm::scope::Scope;
-use vm::{AsObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
+use vm::{AsObject, PyObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
 
 use crate::exec::convert::Types;
 use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
@@ -78,30 +78,47 @@ thread_local! {
     static MET: RefCell<BTreeMap<i64, usize>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// From now on sets give their members from the last that was met to the first. Equal programs whose results differ by it
-/// depend on an order that Python does not promise. (Merely reversed, a set made from another set would be as it was.)
-fn reverse_sets(warm: &Warm<'_>) {
-    let reversed = |object: PyObjectRef, vm: &VirtualMachine| -> PyResult {
-        let members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
-            (Some(set), _) => set.elements(),
-            (_, Some(set)) => set.elements(),
-            _ => Vec::new(),
-        };
-        let hashes = members.iter().map(|m| m.hash(vm)).collect::<PyResult<Vec<_>>>()?;
-        let mut ranked: Vec<_> = MET.with_borrow_mut(|met| {
-            let mut rank = |hash| {
-                let next = met.len();
-                *met.entry(hash).or_insert(next)
-            };
-            hashes.into_iter().map(&mut rank).zip(members).collect()
-        });
-        ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-        let members = ranked.into_iter().map(|(_, member)| member).collect();
-        PyObjectRef::from(vm.ctx.new_list(members)).get_iter(vm).map(Into::into)
+/// Members of a set, from the last that was met to the first.
+fn last_to_first(object: &PyObject, vm: &VirtualMachine) -> PyResult<Vec<PyObjectRef>> {
+    let members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
+        (Some(set), _) => set.elements(),
+        (_, Some(set)) => set.elements(),
+        _ => Vec::new(),
     };
+    let hashes = members.iter().map(|m| m.hash(vm)).collect::<PyResult<Vec<_>>>()?;
+    let mut ranked: Vec<_> = MET.with_borrow_mut(|met| {
+        let mut rank = |hash| {
+            let next = met.len();
+            *met.entry(hash).or_insert(next)
+        };
+        hashes.into_iter().map(&mut rank).zip(members).collect()
+    });
+    ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
+    Ok(ranked.into_iter().map(|(_, member)| member).collect())
+}
+
+fn reversed_text(object: &PyObject, vm: &VirtualMachine) -> PyResult<PyStrRef> {
+    let texts = last_to_first(object, vm)?.iter().map(|m| m.repr(vm)).collect::<PyResult<Vec<_>>>()?;
+    let texts: Vec<_> = texts.iter().map(|text| text.to_string_lossy()).collect();
+    let class = object.class().name().to_string();
+    Ok(vm.ctx.new_str(match (texts.is_empty(), class.as_str()) {
+        (true, _) => format!("{class}()"),
+        (false, "set") => format!("{{{}}}", texts.join(", ")),
+        (false, _) => format!("{class}({{{}}})", texts.join(", ")),
+    }))
+}
+
+/// From now on sets give their members, and show them in their text, from the last that was met to the first. Equal
+/// programs whose results differ by it depend on an order that Python does not promise. (Merely reversed, a set made from
+/// another set would be as it was.)
+fn reverse_sets(warm: &Warm<'_>) {
     let types = &warm.vm.ctx.types;
-    types.set_type.slots.iter.store(Some(reversed));
-    types.frozenset_type.slots.iter.store(Some(reversed));
+    for set in [types.set_type, types.frozenset_type] {
+        set.slots.iter.store(Some(|object, vm| {
+            PyObjectRef::from(vm.ctx.new_list(last_to_first(&object, vm)?)).get_iter(vm).map(Into::into)
+        }));
+        set.slots.repr.store(Some(reversed_text));
+    }
     types.set_type.set_attr(warm.vm.ctx.intern_str("pop"), warm.last_pop.clone());
 }
 

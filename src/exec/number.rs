@@ -7,8 +7,9 @@ use std::fmt::{self, Write as _};
 
 use malachite_bigint::{BigInt, Sign};
 
-/// Most decimal places, before or after the point, over which a Decimal is compared with other types of number.
-const MAX_PLACES: i64 = 20_000;
+/// Most decimal places, before or after the point, over which a Decimal is compared with other types of number: more than
+/// any float has. The work of a comparison grows with their square.
+const MAX_PLACES: i64 = 1100;
 
 pub(crate) fn write_text(out: &mut String, text: impl fmt::Display) {
     write!(out, "{text}").expect("a String takes any text");

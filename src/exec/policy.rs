@@ -5,8 +5,10 @@
 //! Parsing can recurse as deeply as a program nests, so callers need a large stack (see `pool`) and programs have a
 //! greatest length.
 
+use std::collections::HashSet;
+
 use rustpython_ruff_python_ast::visitor::{self, Visitor};
-use rustpython_ruff_python_ast::{Expr, ModModule, Pattern, Stmt};
+use rustpython_ruff_python_ast::{Alias, Expr, ModModule, Pattern, Stmt};
 use rustpython_ruff_python_parser::{Parsed, parse_module};
 
 use crate::exec::protocol::{Rejection, Unsupported};
@@ -21,7 +23,9 @@ pub const MAX_PROGRAM: usize = 16 << 10;
 /// Why not.
 pub fn check(program: &str) -> Result<(), Rejection> {
     let parsed = parse(program).ok_or_else(|| Rejection::Syntax("it does not parse, or is too long".to_owned()))?;
-    let mut walk = PolicyWalk { rejection: None };
+    let mut imported = Imported::default();
+    parsed.suite().iter().for_each(|stmt| imported.visit_stmt(stmt));
+    let mut walk = PolicyWalk { rejection: None, modules: imported.0 };
     for stmt in parsed.suite() {
         walk.visit_stmt(stmt);
     }
@@ -40,8 +44,23 @@ fn is_dunder(name: &str) -> bool {
     name.starts_with("__") && name.ends_with("__")
 }
 
+/// Names that a program gives to modules.
+#[derive(Default)]
+struct Imported(HashSet<String>);
+
+impl<'a> Visitor<'a> for Imported {
+    fn visit_stmt(&mut self, stmt: &'a Stmt) {
+        if let Stmt::Import(import) = stmt {
+            let bound = |alias: &'a Alias| alias.asname.as_ref().unwrap_or(&alias.name).split('.').next();
+            self.0.extend(import.names.iter().filter_map(bound).map(str::to_owned));
+        }
+        visitor::walk_stmt(self, stmt);
+    }
+}
+
 struct PolicyWalk {
     rejection: Option<Rejection>,
+    modules: HashSet<String>,
 }
 
 impl PolicyWalk {
@@ -75,6 +94,16 @@ impl PolicyWalk {
         }
     }
 
+    /// A module's attribute: standard modules hold others (statistics.random, collections._sys) and parts of them.
+    fn member(&mut self, name: &str) {
+        self.attribute(name);
+        if find(BANNED_MODULES, name).is_some() {
+            self.module(name);
+        } else if name.starts_with('_') && !is_dunder(name) {
+            self.refuse(Rejection::Policy(format!("name {name}: a module's own")));
+        }
+    }
+
     /// What a format string reaches into: `{0.__class__}`.
     fn format_text(&mut self, text: &str) {
         for field in text.split('{').skip(1) {
@@ -98,7 +127,7 @@ impl<'a> Visitor<'a> for PolicyWalk {
                     Some(module) if import.level == 0 => self.module(module),
                     _ => self.refuse(Rejection::Policy("relative import: there is no package".to_owned())),
                 }
-                import.names.iter().for_each(|alias| self.attribute(&alias.name));
+                import.names.iter().for_each(|alias| self.member(&alias.name));
             }
             Stmt::ClassDef(def) => self.name(&def.name),
             _ => {}
@@ -109,7 +138,10 @@ impl<'a> Visitor<'a> for PolicyWalk {
     fn visit_expr(&mut self, expr: &'a Expr) {
         match expr {
             Expr::Name(name) => self.name(&name.id),
-            Expr::Attribute(attribute) => self.attribute(&attribute.attr),
+            Expr::Attribute(attribute) => match attribute.value.as_name_expr() {
+                Some(name) if self.modules.contains(name.id.as_str()) => self.member(&attribute.attr),
+                _ => self.attribute(&attribute.attr),
+            },
             Expr::StringLiteral(text) => self.format_text(text.value.to_str()),
             _ => {}
         }
@@ -147,6 +179,12 @@ mod tests {
             ("from collections import __builtins__ as b", "name __builtins__"),
             ("from typing import sys", "module sys"),
             ("import collections\ndef f(): return collections.sys", "module sys"),
+            ("import collections as c\ndef f(): return c._sys", "name _sys"),
+            ("def f():\n    import queue\n    return queue.time()", "module time"),
+            ("from statistics import random", "module random"),
+            ("from operator import attrgetter", "name attrgetter"),
+            ("import types\ndef f(): return types.CodeType", "name CodeType"),
+            ("def f(x): return hash(x) % 2", "name hash"),
             ("class __import__: pass", "name __import__"),
             ("def f(x): return (", "syntax"),
         ] {

@@ -340,6 +340,7 @@ impl Supervisor {
             repeat: request.profile == Profile::Propose,
             limits: limits.unwrap_or_else(|| self.config.limits(request.profile)),
             stop_when_late: matches!(request.profile, Profile::Propose | Profile::Program),
+            apart: request.profile == Profile::Answer,
         };
         verdict.calls = self.run(0, &job, &mut verdict);
         for ((outcome, call), expected) in verdict.calls.iter_mut().zip(&request.calls).zip(&expected) {
@@ -353,7 +354,7 @@ impl Supervisor {
         }
         if request.profile == Profile::Propose {
             verdict.normal_form = std::panic::catch_unwind(|| normal_form(&request.program)).ok().flatten();
-            if verdict.calls.iter().all(ended_well) {
+            if verdict.calls.iter().any(ended_well) {
                 let unstable = self.turn_round(&job, &mut verdict);
                 for (outcome, unstable) in verdict.calls.iter_mut().zip(unstable) {
                     if let Some(unstable) = unstable {

@@ -225,6 +225,8 @@ pub struct Job {
     /// Whether the calls after one that went over a time limit are not run, and end as it did: a program that hangs for all of
     /// its inputs costs one limit.
     pub stop_when_late: bool,
+    /// Whether every call gets a child of its own: calls that are answers of several samples must not see each other.
+    pub apart: bool,
 }
 
 /// What a second run turns round, to see whether it makes a difference.

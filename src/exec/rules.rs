@@ -97,6 +97,7 @@ pub(crate) const BANNED_NAMES: &[Rule] = &[
     ("exit", "ends the process"),
     ("getattr", "reflection"),
     ("globals", "reflection"),
+    ("hash", "the seed of the process"),
     ("help", "input and output"),
     ("id", "an address: not deterministic"),
     ("input", "input and output"),
@@ -111,15 +112,21 @@ pub(crate) const BANNED_NAMES: &[Rule] = &[
 /// Attributes that a program may not read or set. Those with two underscores on both sides are refused as reflection
 /// unless [`ALLOWED_DUNDERS`] has them.
 pub(crate) const BANNED_ATTRIBUTES: &[Rule] = &[
+    ("CodeType", "code objects reach the interpreter"),
+    ("ForwardRef", "runs text as code"),
+    ("FunctionType", "code objects reach the interpreter"),
     ("ag_frame", "frames reach the interpreter"),
+    ("attrgetter", "reflection"),
     ("cr_frame", "frames reach the interpreter"),
     ("f_back", "frames reach the interpreter"),
     ("f_builtins", "frames reach the interpreter"),
     ("f_code", "frames reach the interpreter"),
     ("f_globals", "frames reach the interpreter"),
     ("f_locals", "frames reach the interpreter"),
+    ("get_type_hints", "runs text as code"),
     ("gi_code", "code objects reach the interpreter"),
     ("gi_frame", "frames reach the interpreter"),
+    ("methodcaller", "reflection"),
     ("tb_frame", "frames reach the interpreter"),
     ("tb_next", "frames reach the interpreter"),
 ];

@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use crate::base::run_dir::{RunDir, publish};
+use crate::base::run_dir::RunDir;
 use crate::error::{Error, Result};
 use crate::observe::records::{StepMetrics, TraceRecord};
 use crate::observe::tensorboard::EventFile;
@@ -16,18 +16,26 @@ use crate::observe::tensorboard::EventFile;
 struct JsonLines {
     path: PathBuf,
     file: BufWriter<File>,
+    /// Whether the last line has an evaluation.
+    has_eval: bool,
+}
+
+/// What is read of a line.
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    #[serde(default)]
+    eval: BTreeMap<String, f64>,
 }
 
 impl JsonLines {
     /// Opens a log for appending after the last line of step `last_step`.
     fn open(path: PathBuf, last_step: u64) -> Result<Self> {
-        if path.exists() {
-            let kept = lines_up_to(&path, last_step)?;
-            publish(&path, &kept)?;
-        }
-        let file =
-            OpenOptions::new().create(true).append(true).open(&path).map_err(|e| Error::io("open", &path, &e))?;
-        Ok(JsonLines { path, file: BufWriter::new(file) })
+        let open = OpenOptions::new().create(true).read(true).append(true).open(&path);
+        let file = open.map_err(|e| Error::io("open", &path, &e))?;
+        let (bytes, has_eval) = lines_up_to(&file, last_step).map_err(|e| Error::io("read", &path, &e))?;
+        file.set_len(bytes).map_err(|e| Error::io("cut", &path, &e))?;
+        Ok(JsonLines { path, file: BufWriter::new(file), has_eval })
     }
 
     fn write(&mut self, record: &impl Serialize) -> Result<()> {
@@ -40,19 +48,22 @@ impl JsonLines {
     }
 }
 
-/// Whole lines whose `step` is not beyond `last_step`. What a crash cut off in the middle goes too.
-fn lines_up_to(path: &Path, last_step: u64) -> Result<Vec<u8>> {
-    let io = |e: std::io::Error| Error::io("read", path, &e);
-    let mut kept = Vec::new();
-    for line in BufReader::new(File::open(path).map_err(io)?).split(b'\n') {
-        let line = line.map_err(io)?;
-        let record: Option<serde_json::Value> = serde_json::from_slice(&line).ok();
-        if record.and_then(|r| r.get("step")?.as_u64()).is_some_and(|step| step <= last_step) {
-            kept.extend(line);
-            kept.push(b'\n');
+/// Bytes of the whole lines up to those of `last_step`, and whether the last of them has an evaluation. Lines come in the
+/// order of their steps; from the first that is not whole, which a crash cut off, nothing counts.
+fn lines_up_to(file: &File, last_step: u64) -> std::io::Result<(u64, bool)> {
+    let (mut reader, mut line) = (BufReader::new(file), Vec::new());
+    let (mut bytes, mut has_eval) = (0, false);
+    loop {
+        line.clear();
+        let len = reader.read_until(b'\n', &mut line)?;
+        match serde_json::from_slice::<Line>(&line) {
+            Ok(read) if read.step <= last_step && line.ends_with(b"\n") => {
+                bytes += len as u64;
+                has_eval = !read.eval.is_empty();
+            }
+            _ => return Ok((bytes, has_eval)),
         }
     }
-    Ok(kept)
 }
 
 /// The logs of a run.
@@ -86,16 +97,26 @@ impl Sinks {
         self.trace.flush()?;
         self.metrics.write(metrics)?;
         self.metrics.flush()?;
+        self.metrics.has_eval = !metrics.eval.is_empty();
         let record = serde_json::to_value(metrics).map_err(|e| Error::failure(format!("a log record: {e}")))?;
         self.events.scalars(metrics.step, &record)
     }
 
-    /// Writes an evaluation that belongs to no step's metrics: that before the first.
+    /// Whether the last line of the metrics has an evaluation.
+    pub fn has_eval(&self) -> bool {
+        self.metrics.has_eval
+    }
+
+    /// Writes an evaluation that belongs to no step's metrics: that before the first, or one that was broken off.
     ///
     /// # Errors
     /// When the disk is full or gone.
     pub fn eval(&mut self, step: u64, scores: &BTreeMap<String, f64>) -> Result<()> {
+        if scores.is_empty() {
+            return Ok(());
+        }
         let record = serde_json::json!({"step": step, "eval": scores});
+        self.metrics.has_eval = true;
         self.metrics.write(&record)?;
         self.metrics.flush()?;
         self.events.scalars(step, &record)
@@ -112,6 +133,11 @@ mod tests {
         let run = RunDir::create(dir.path()).expect("made");
         let step = |step| StepMetrics { step, ..StepMetrics::default() };
         let mut sinks = Sinks::open(&run, 0).expect("opens");
+        let scores = BTreeMap::from([("grammar".to_owned(), 0.5)]);
+        sinks.eval(0, &scores).expect("written");
+        drop(sinks);
+        let mut sinks = Sinks::open(&run, 0).expect("opens");
+        assert!(sinks.has_eval(), "it is not evaluated again");
         (1..=3).for_each(|s| sinks.step(&step(s), &[]).expect("written"));
         drop(sinks);
         let path = run.file("metrics.jsonl");
@@ -119,12 +145,13 @@ mod tests {
         text.push_str("{\"step\": 1, \"conf");
         std::fs::write(&path, text).expect("written");
         let mut sinks = Sinks::open(&run, 2).expect("opens");
+        assert!(!sinks.has_eval());
         sinks.step(&step(3), &[]).expect("written");
         let steps: Vec<u64> = std::fs::read_to_string(&path)
             .expect("there")
             .lines()
             .map(|l| serde_json::from_str::<serde_json::Value>(l).expect("whole")["step"].as_u64().expect("a number"))
             .collect();
-        assert_eq!(steps, [1, 2, 3]);
+        assert_eq!(steps, [0, 1, 2, 3]);
     }
 }

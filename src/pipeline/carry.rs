@@ -62,7 +62,11 @@ impl Carried {
         proposals.retain(|p| {
             let solver = Config { role: Role::Solve, ..p.config };
             let probes = || p.probe_prompt.iter().flat_map(|prompt| p.probes.iter().map(move |a| (prompt, &a.earlier)));
-            fits(p.config, &p.prompt, &p.earlier) && probes().all(|(prompt, earlier)| fits(solver, prompt, earlier))
+            // Those drawn a step ahead are probed only now.
+            let probed = p.probe_prompt.as_ref().is_none_or(|prompt| rules.room(solver, prompt.len()).is_some());
+            fits(p.config, &p.prompt, &p.earlier)
+                && probed
+                && probes().all(|(prompt, earlier)| fits(solver, prompt, earlier))
         });
         solves.retain(|s| fits(s.config, &s.prompt, &s.attempt.earlier));
         let num_dropped = num_carried - proposals.len() - solves.len();

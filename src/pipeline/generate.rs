@@ -387,12 +387,15 @@ impl Round {
         proposed.chain(solved).filter_map(|(completion, hits)| Some((completion.as_ref()?, hits)))
     }
 
-    /// Takes the probes' answers into the records of the new tasks; called once, after they have run.
-    pub fn record_probes(&mut self) {
+    /// Takes the probes' answers into the records of the tasks that are new in `step`, also where they were begun before;
+    /// called once, after they have run and before anything holds the tasks.
+    pub fn record_probes(&mut self, step: u64) {
         for p in &mut self.proposals {
             if let Some(task) = &mut p.task {
                 let right = p.probes.iter().filter(|a| a.is_right()).count();
-                Arc::make_mut(task).record.observe(p.probes.len() as u32, right as u32);
+                let task = Arc::make_mut(task);
+                task.step = step;
+                task.record.observe(p.probes.len() as u32, right as u32);
             }
         }
     }

@@ -128,7 +128,7 @@ impl<B: Backend> Run<B> {
         self.carried = carried;
         metrics.carried = self.carried.len();
         let gate = self.config.selfplay.gate.clone();
-        for id in self.store(step, &round) {
+        for id in self.store(&round) {
             let at =
                 trace.binary_search_by_key(&id, |r| r.id).expect("the trace has every answer, in the order of ids");
             trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
@@ -189,7 +189,7 @@ impl<B: Backend> Run<B> {
         }
         round.run(&mut cx)?;
         let mut carried = Carried::take(&mut round, num_probes);
-        round.record_probes();
+        round.record_probes(step);
         if same_step {
             // The new tasks are pushed onto a copy of the buffers, from which `max_new` takes them first.
             let mut buffers = self.buffers.clone();
@@ -238,7 +238,7 @@ impl<B: Backend> Run<B> {
 
     /// Puts the step's tasks into the buffers, in the order of their ids, and the answers to tasks of the buffers into
     /// their records. Returns ids of proposals and answers by which a task became too easy to be drawn again.
-    fn store(&mut self, step: u64, round: &Round) -> Vec<u64> {
+    fn store(&mut self, round: &Round) -> Vec<u64> {
         let mut answers = Answers::new();
         let drawn = || round.solves.iter().filter(|s| s.is_recorded());
         for s in drawn() {
@@ -250,12 +250,10 @@ impl<B: Backend> Run<B> {
         let mut last_drawn = Vec::new();
         for p in &round.proposals {
             if let (Some(task), Some(rate)) = (&p.task, p.success_rate()) {
-                self.seen.add(task);
+                if self.config.selfplay.intrinsic.needs_counts() {
+                    self.seen.add(task);
+                }
                 if self.config.selfplay.accept.accepts(rate) {
-                    let mut task = task.clone();
-                    if task.step != step {
-                        Arc::make_mut(&mut task).step = step;
-                    }
                     self.buffers.push(task.clone());
                     last_drawn.extend(gate.is_too_easy(&task.record).then_some(p.id));
                 }

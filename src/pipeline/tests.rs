@@ -271,7 +271,7 @@ fn what_misleads_is_refused_and_not_trained_on() {
             round.solves.last_mut().expect("just added").attempt = graded(id, right);
         }
     }
-    round.record_probes();
+    round.record_probes(1);
     round.refuse_misleading(&gate);
     assert_eq!(round.proposals[0].rejection.as_deref(), Some("gate: the message misleads"));
     assert!(round.proposals[0].task.is_none() && round.proposals[1].task.is_some());

@@ -177,6 +177,10 @@ impl<B: Backend> Engine<B> {
         if let Some(seated) = &mut self.seats {
             seated.flight = (count > 0).then_some(flight);
         }
+        // Nobody steps an idle engine: what is on its way, for samples that have ended, would be taken for a later one's.
+        if self.is_idle() {
+            self.land(decoder, ended)?;
+        }
         Ok(())
     }
 

@@ -64,6 +64,11 @@ pub struct Alarms {
 }
 
 impl Alarms {
+    /// Steps that the oldest of the present signs has lasted for, alarm or not yet.
+    pub fn longest(&self) -> u64 {
+        self.lasting.values().chain(self.hits.values()).copied().max().unwrap_or(0)
+    }
+
     /// Takes a step's hits of constraints in, by name. Returns alarms with the number of steps on end that had such hits.
     pub fn observe_hits<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> BTreeMap<String, u64> {
         let lasting = |name: &String| (name.clone(), self.hits.get(name).copied().unwrap_or(0) + 1);

@@ -52,6 +52,13 @@ pub struct IntrinsicConfig {
     pub combine: Combine,
 }
 
+impl IntrinsicConfig {
+    /// Whether a term needs the answers of earlier tasks counted.
+    pub fn needs_counts(&self) -> bool {
+        [self.answer_diversity, self.input_diversity, self.output_diversity].iter().any(|c| *c != 0.0)
+    }
+}
+
 impl Default for IntrinsicConfig {
     fn default() -> Self {
         IntrinsicConfig {

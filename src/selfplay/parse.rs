@@ -81,7 +81,7 @@ pub fn proposal(
 ) -> ReadProposal {
     let (format_ok, found) = match format {
         Format::Compact => compact_proposal(kind, pieces, finished),
-        Format::Azr => azr_proposal(kind, &plain(pieces), finished, rules),
+        Format::Azr => azr_proposal(kind, &plain(pieces), rules),
     };
     let draft = found.and_then(|(program, inputs, message)| {
         let mut draft = Draft { kind, program, inputs, message, num_composites: composites.len() };
@@ -177,8 +177,8 @@ fn compact_proposal(kind: TaskKind, pieces: &[Piece], finished: bool) -> (bool, 
     (format_ok, parts.map_err(str::to_owned))
 }
 
-fn azr_proposal(kind: TaskKind, text: &str, finished: bool, rules: Rules) -> (bool, Parts) {
-    let format_ok = finished && thought_and_answered(text);
+fn azr_proposal(kind: TaskKind, text: &str, rules: Rules) -> (bool, Parts) {
+    let format_ok = thought_and_answered(text);
     let part = if rules.seeding { text } else { answer_part(text) };
     let fences = fences(part);
     let bodies = |tag: &'static str| fences.iter().filter(move |f| f.tag == tag).map(|f| f.body.trim().to_owned());
@@ -333,6 +333,14 @@ mod tests {
         let read =
             propose(TaskKind::Deduction, "<answer>```python\ndef f(x):\n    return 1\n```\n```input\n1\n```</answer>");
         assert!(!read.format_ok && read.draft.is_ok());
+    }
+
+    #[test]
+    fn what_follows_the_answer_is_no_fault_of_a_proposal_or_an_answer() {
+        let text = "x</think> <answer>```python\ndef f(x):\n    return x\n```\n```input\n1\n```\n```output\n1\n```</answer> and so on";
+        let read = proposal(Format::Azr, TaskKind::Deduction, &azr(text), false, None, &[], RULES);
+        assert!(read.format_ok && read.draft.is_ok());
+        assert!(answer(Format::Azr, TaskKind::Deduction, &azr(text), false).format_ok);
     }
 
     #[test]

@@ -229,6 +229,32 @@ fn zygotes_killed_in_the_middle_of_work_cost_no_task_its_verdict() {
     assert!(right.iter().all(|r| *r), "{right:?}");
 }
 
+/// Outcomes of one request.
+fn outcomes(program: &str, calls: &[(&str, Option<&str>)], profile: Profile) -> Vec<Outcome> {
+    let call =
+        |(args, expect): &(&str, Option<&str>)| Call { args: (*args).to_owned(), expect: expect.map(str::to_owned) };
+    let request = Request { program: program.to_owned(), calls: calls.iter().map(call).collect(), profile };
+    let pool = pool();
+    assert!(pool.try_submit(0, request).expect("alive").is_none(), "the queue has room");
+    pool.verdicts().recv().expect("alive").1.calls
+}
+
+#[test]
+fn answers_of_one_request_do_not_see_each_other() {
+    let counting = "import math\nmath.k = math.k if hasattr(math, 'k') else 0\n\
+        def f(x):\n    math.k += 1\n    return x * 0 if math.k <= 2 else 1";
+    let answers = ["0", "1", "2", "3", "4"].map(|args| (args, Some("0")));
+    let right: Vec<bool> = outcomes(counting, &answers, Profile::Answer).iter().map(Outcome::matches).collect();
+    assert_eq!(right, [true; 5]);
+}
+
+#[test]
+fn a_call_that_ends_badly_spares_no_other_the_second_run() {
+    let ordered = "def f(s, n): return list(set(s)) * n";
+    let found = outcomes(ordered, &[("'cab', 1", None), ("'cab', 5000", None)], Profile::Propose);
+    assert_eq!(found, [Outcome::SetOrder, Outcome::OutputTooLarge]);
+}
+
 /// A hundred quick answers.
 fn increments() -> Vec<Request> {
     let quick = |i: u32| Request {
