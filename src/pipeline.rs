@@ -190,7 +190,8 @@ pub fn train<B: Backend>(
                 metrics.eval = examined(&mut run, &model, examine)?;
                 metrics.eval_s = start.elapsed().as_secs_f64();
             }
-            sinks.step(&metrics, &trace)?;
+            let traced = config.trace_every > 0 && step.is_multiple_of(config.trace_every);
+            sinks.step(&metrics, if traced { &trace } else { &[] })?;
             console.step(&metrics);
             // A hit of a constraint is an alarm at once, but a run does not end by one.
             if let Some(lasting) = metrics.alarms.values().max().filter(|n| **n >= config.alarm.patience) {

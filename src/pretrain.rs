@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use azr_tokenizer::Tokenizer;
 
-use crate::base::run_dir::publish_folder;
+use crate::base::run_dir::{Content, publish_folder};
 use crate::compute::cpu::backend::CpuBackend;
 use crate::exec::pool::{Pool, PoolConfig};
 use crate::model::forward::Decoder;
@@ -151,7 +151,7 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
         ("tokenizer.json".to_owned(), azr_tokenizer::EMBEDDED.to_vec()),
         ("tokenizer_config.json".to_owned(), azr_tokenizer::EMBEDDED_CONFIG.to_vec()),
     ];
-    publish_folder(out, &files)
+    publish_folder(out, files.into_iter().map(|(name, bytes)| (name, Content::Bytes(bytes))).collect())
 }
 
 /// Rises linearly, stays, falls linearly to zero.

@@ -18,22 +18,39 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_folder(folder_of(path))
 }
 
+/// Writes a file at a path.
+pub type Writer<'a> = Box<dyn FnOnce(&Path) -> Result<()> + 'a>;
+
+/// What a file is to hold.
+pub enum Content<'a> {
+    /// These bytes.
+    Bytes(Vec<u8>),
+    /// What this writes to a path.
+    Written(Writer<'a>),
+}
+
 /// Publishes a folder with these files in one step; a path may hold one level of folders. An old folder is replaced.
 ///
 /// # Errors
 /// When the folder cannot be written.
-pub fn publish_folder(path: &Path, files: &[(String, Vec<u8>)]) -> Result<()> {
+pub fn publish_folder(path: &Path, files: Vec<(String, Content<'_>)>) -> Result<()> {
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let temporary = path.with_file_name(format!(".{name}.tmp"));
     if temporary.exists() {
         fs::remove_dir_all(&temporary).map_err(|e| Error::io("clear", &temporary, &e))?;
     }
     fs::create_dir_all(&temporary).map_err(|e| Error::io("create", &temporary, &e))?;
-    for (name, bytes) in files {
+    for (name, content) in files {
         let file = temporary.join(name);
         let folder = file.parent().unwrap_or(&temporary);
         fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
-        write_synced(&file, bytes)?;
+        match content {
+            Content::Bytes(bytes) => write_synced(&file, &bytes)?,
+            Content::Written(write) => {
+                write(&file)?;
+                sync_folder(&file)?;
+            }
+        }
         sync_folder(folder)?;
     }
     sync_folder(&temporary)?;
@@ -58,6 +75,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     write().map_err(|e| Error::io("write", path, &e))
 }
 
+/// Waits until a folder, or a file that was written elsewhere, is on the disk.
 fn sync_folder(path: &Path) -> Result<()> {
     File::open(path).and_then(|f| f.sync_all()).map_err(|e| Error::io("write", path, &e))
 }
@@ -143,8 +161,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("a folder");
         let run = RunDir::create(&dir.path().join("run")).expect("made");
         for step in [3, 12, 7] {
-            let files = [("a.txt".to_owned(), vec![step as u8]), ("sub/b.txt".to_owned(), vec![1, 2])];
-            publish_folder(&run.checkpoint(step), &files).expect("written");
+            let write = |path: &Path| fs::write(path, [1, 2]).map_err(|e| Error::io("write", path, &e));
+            let files = vec![
+                ("a.txt".to_owned(), Content::Bytes(vec![step as u8])),
+                ("sub/b.txt".to_owned(), Content::Written(Box::new(write))),
+            ];
+            publish_folder(&run.checkpoint(step), files).expect("written");
         }
         // What a crash leaves behind is no checkpoint.
         fs::create_dir(run.root().join("checkpoints/.step-00000099.tmp")).expect("made");
@@ -153,7 +175,7 @@ mod tests {
         run.prune(2, 0);
         assert_eq!(run.checkpoints(), [7, 12]);
         // The newest before an alarm's first sign stays, and what a crash left goes with the first that is deleted.
-        publish_folder(&run.checkpoint(13), &[]).expect("written");
+        publish_folder(&run.checkpoint(13), Vec::new()).expect("written");
         run.prune(1, 9);
         assert_eq!(run.checkpoints(), [7, 13]);
         assert_eq!(fs::read_dir(run.root().join("checkpoints")).expect("there").count(), 2);

@@ -240,6 +240,8 @@ pub struct Config {
     pub executors: usize,
     /// Prompt format.
     pub prompt_format: PromptFormat,
+    /// Every so many steps their completions go to trace.jsonl, which grows by a line for each; 0 is never.
+    pub trace_every: u64,
     /// File that seeds are read from, or written to where it does not exist; empty for none.
     pub seeds: String,
     /// The algorithm.
@@ -267,6 +269,7 @@ impl Default for Config {
             threads: 0,
             executors: 0,
             prompt_format: PromptFormat::Auto,
+            trace_every: 1,
             seeds: String::new(),
             selfplay: SelfPlayConfig::default(),
             rollout: RolloutConfig::default(),

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::base::run_dir::{RunDir, publish_folder};
+use crate::base::run_dir::{Content, RunDir, publish_folder};
 use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::pipeline::carry::Carried;
@@ -16,7 +16,7 @@ use crate::selfplay::buffer::Buffers;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::task::Task;
 use crate::train::optim::Trainer;
-use crate::weights::safetensors::{StoredAs, TensorFiles, to_bytes};
+use crate::weights::safetensors::{self, Later, TensorFiles};
 
 /// Version of the folder `azr/`.
 const VERSION: u32 = 1;
@@ -58,19 +58,23 @@ pub fn save<B: Backend>(
     let json =
         |text: serde_json::Result<String>| text.map_err(|e| Error::failure(format!("a checkpoint's state: {e}")));
     let mut files = vec![
-        ("model.safetensors".to_owned(), to_bytes(&trainer.weights()?, StoredAs::F32)?),
-        ("azr/optimizer.safetensors".to_owned(), to_bytes(&trainer.moments()?, StoredAs::F32)?),
-        ("azr/state.json".to_owned(), json(serde_json::to_string_pretty(counters))?.into_bytes()),
-        ("azr/buffers.jsonl".to_owned(), task_lines(buffers)?),
+        ("model.safetensors".to_owned(), tensors(trainer.later_weights())),
+        ("azr/optimizer.safetensors".to_owned(), tensors(trainer.later_moments())),
+        ("azr/state.json".to_owned(), Content::Bytes(json(serde_json::to_string_pretty(counters))?.into_bytes())),
+        ("azr/buffers.jsonl".to_owned(), Content::Bytes(task_lines(buffers)?)),
     ];
     if !carried.is_empty() {
-        files.push(("azr/carried.json".to_owned(), json(serde_json::to_string(carried))?.into_bytes()));
+        files.push(("azr/carried.json".to_owned(), Content::Bytes(json(serde_json::to_string(carried))?.into_bytes())));
     }
     for (name, bytes) in companions {
         let bytes = if name == "config.json" { with_f32(bytes)? } else { bytes.clone() };
-        files.push((name.clone(), bytes));
+        files.push((name.clone(), Content::Bytes(bytes)));
     }
-    publish_folder(&dir.checkpoint(counters.step), &files)
+    publish_folder(&dir.checkpoint(counters.step), files)
+}
+
+fn tensors(all: Vec<Later<'_>>) -> Content<'_> {
+    Content::Written(Box::new(move |path: &Path| safetensors::write(path, &all)))
 }
 
 /// config.json that says f32, in the key that it uses.

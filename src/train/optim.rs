@@ -6,6 +6,7 @@ use crate::model::forward::Decoder;
 use crate::train::backward::micro_batch;
 use crate::train::loss::TrainSeq;
 use crate::train::pack::micro_batches;
+use crate::weights::safetensors::Later;
 
 /// Constants of the optimiser.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -141,7 +142,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the device fails.
     pub fn gradients(&self) -> Result<Vec<Named>> {
-        self.by_name("", &self.grads, B::download)
+        read_all(self.by_name("", &self.grads, B::download))
     }
 
     /// Gradients in the table's order.
@@ -163,7 +164,7 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the device fails.
     pub fn weights(&self) -> Result<Vec<Named>> {
-        self.by_name("", &self.decoder.params, B::master)
+        read_all(self.later_weights())
     }
 
     /// Optimiser state by name: `m.` and `v.` before the parameter's name.
@@ -171,12 +172,19 @@ impl<B: Backend> Trainer<B> {
     /// # Errors
     /// When the device fails.
     pub fn moments(&self) -> Result<Vec<Named>> {
-        let mut named = Vec::new();
-        for (i, prefix) in ["m.", "v."].into_iter().enumerate() {
-            let moment = |b: &B, moments: &B::Moments| Ok(std::mem::take(&mut b.read_moments(moments)?[i]));
-            named.extend(self.by_name(prefix, &self.moments, moment)?);
-        }
-        Ok(named)
+        read_all(self.later_moments())
+    }
+
+    /// [`Trainer::weights`], one by one.
+    pub fn later_weights(&self) -> Vec<Later<'_>> {
+        self.by_name("", &self.decoder.params, B::master)
+    }
+
+    /// [`Trainer::moments`], one by one.
+    pub fn later_moments(&self) -> Vec<Later<'_>> {
+        let of = |i: usize| move |b: &B, moments: &B::Moments| Ok(std::mem::take(&mut b.read_moments(moments)?[i]));
+        let (first, second) = (self.by_name("m.", &self.moments, of(0)), self.by_name("v.", &self.moments, of(1)));
+        first.into_iter().chain(second).collect()
     }
 
     /// Takes the optimiser state back in.
@@ -194,20 +202,31 @@ impl<B: Backend> Trainer<B> {
         Ok(())
     }
 
-    fn by_name<T>(
-        &self,
+    fn by_name<'a, T>(
+        &'a self,
         prefix: &str,
-        arrays: &[T],
-        values: impl Fn(&B, &T) -> Result<Vec<f32>>,
-    ) -> Result<Vec<Named>> {
+        arrays: &'a [T],
+        values: impl Fn(&B, &T) -> Result<Vec<f32>> + Copy + 'a,
+    ) -> Vec<Later<'a>> {
         let mut named = Vec::new();
         for (tensor, array) in self.decoder.table().tensors.iter().zip(arrays) {
-            let values = values(self.decoder.backend(), array)?;
             for part in &tensor.parts {
-                let values = values[part.offset..][..part.len()].to_vec();
-                named.push((format!("{prefix}{}", part.name), part.shape.clone(), values));
+                let read = move || {
+                    let mut values = values(self.decoder.backend(), array)?;
+                    values.truncate(part.offset + part.len());
+                    Ok(values.split_off(part.offset))
+                };
+                named.push(Later {
+                    name: format!("{prefix}{}", part.name),
+                    shape: part.shape.clone(),
+                    read: Box::new(read),
+                });
             }
         }
-        Ok(named)
+        named
     }
+}
+
+fn read_all(tensors: Vec<Later<'_>>) -> Result<Vec<Named>> {
+    tensors.into_iter().map(|t| Ok((t.name, t.shape, (t.read)()?))).collect()
 }

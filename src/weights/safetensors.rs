@@ -4,7 +4,8 @@
 //! ahead. Tensor bytes are then copied out with positioned reads of the same open file: when somebody truncates it
 //! meanwhile, that is a short read and an error, where a load from the map would be a SIGBUS.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,7 @@ use std::time::SystemTime;
 use half::{bf16, f16};
 use memmap2::{Advice, Mmap};
 use safetensors::tensor::Metadata;
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensorError, SafeTensors};
 
 use crate::error::{Error, Result};
 
@@ -325,10 +326,69 @@ pub fn to_bytes(tensors: &[(String, Vec<usize>, Vec<f32>)], stored_as: StoredAs)
             (name.as_str(), Stored { shape, dtype, bytes })
         })
         .collect();
-    // transformers refuses files whose metadata does not name the framework.
-    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    safetensors::serialize(stored.iter().map(|(n, s)| (*n, s)), Some(metadata))
+    safetensors::serialize(stored.iter().map(|(n, s)| (*n, s)), Some(pytorch()))
         .map_err(|e| Error::failure(format!("cannot write tensors: {e}")))
+}
+
+/// A tensor of a file to be written, whose values are read when their turn comes.
+pub struct Later<'a> {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Gives its values.
+    pub read: Box<dyn Fn() -> Result<Vec<f32>> + 'a>,
+}
+
+/// A tensor that is being written, and where an error of its values goes.
+struct Turn<'a> {
+    tensor: &'a Later<'a>,
+    failure: &'a RefCell<Option<Error>>,
+}
+
+impl safetensors::View for Turn<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+    fn data(&self) -> std::borrow::Cow<'_, [u8]> {
+        let values = (self.tensor.read)().unwrap_or_else(|e| {
+            self.failure.borrow_mut().get_or_insert(e);
+            Vec::new()
+        });
+        values.iter().flat_map(|x| x.to_le_bytes()).collect()
+    }
+    fn data_len(&self) -> usize {
+        4 * self.tensor.shape.iter().product::<usize>()
+    }
+}
+
+/// Writes a safetensors file of f32, with one tensor in memory at a time.
+///
+/// # Errors
+/// What a tensor's values report, when two have one name, or when the disk fails.
+pub fn write(path: &Path, tensors: &[Later<'_>]) -> Result<()> {
+    let failure = RefCell::new(None);
+    // The crate's temporary file is for its owner alone; this one is as any other.
+    let file = File::create(path).and_then(|f| f.metadata()).map_err(|e| Error::io("write", path, &e))?;
+    let turns = tensors.iter().map(|tensor| (tensor.name.as_str(), Turn { tensor, failure: &failure }));
+    let written = safetensors::serialize_to_file(turns, Some(pytorch()), path);
+    if let Some(e) = failure.into_inner() {
+        return Err(e);
+    }
+    match written {
+        Err(SafeTensorError::IoError(e)) => return Err(Error::io("write", path, &e)),
+        Err(e) => return Err(Error::failure(format!("cannot write tensors: {e}"))),
+        Ok(()) => {}
+    }
+    std::fs::set_permissions(path, file.permissions()).map_err(|e| Error::io("write", path, &e))
+}
+
+/// transformers refuses files whose metadata does not name the framework.
+fn pytorch() -> HashMap<String, String> {
+    HashMap::from([("format".to_owned(), "pt".to_owned())])
 }
 
 #[cfg(test)]
@@ -337,6 +397,22 @@ mod tests {
 
     fn tensors() -> Vec<(String, Vec<usize>, Vec<f32>)> {
         vec![("a".into(), vec![2, 2], vec![1.0, -2.5, 3.0, 4.0]), ("b".into(), vec![3], vec![0.1, 0.2, 0.3])]
+    }
+
+    #[test]
+    fn tensors_are_written_one_by_one_as_all_at_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("x");
+        let later = |broken: bool| -> Vec<Later<'_>> {
+            let read =
+                move |values: Vec<f32>| move || if broken { Err(Error::failure("gone")) } else { Ok(values.clone()) };
+            let one = |(name, shape, values)| Later { name, shape, read: Box::new(read(values)) };
+            tensors().into_iter().rev().map(one).collect()
+        };
+        write(&path, &later(false)).expect("written");
+        assert_eq!(std::fs::read(&path).expect("there"), to_bytes(&tensors(), StoredAs::F32).expect("bytes"));
+        assert_eq!(write(&path, &later(true)).map_err(|e| e.to_string()), Err("gone".to_owned()));
+        assert!(write(&dir.path().join("no/x"), &later(false)).is_err());
     }
 
     #[test]
