@@ -14,7 +14,7 @@ use vm::compiler::Mode;
 use vm::scope::Scope;
 use vm::{AsObject, PyObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
 
-use crate::exec::convert::Types;
+use crate::exec::convert::{Types, plain_name};
 use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
 use crate::exec::sandbox::{self, Slot};
 use crate::exec::value::Value;
@@ -229,7 +229,7 @@ fn read_result(warm: &Warm<'_>, result: PyResult) -> Result<Value, Outcome> {
 }
 
 fn exception(e: &PyBaseExceptionRef) -> Outcome {
-    Outcome::Exception { class: e.class().name().to_string(), message: message(e).unwrap_or_default() }
+    Outcome::Exception { class: plain_name(&e.class().name()), message: message(e).unwrap_or_default() }
 }
 
 /// A message that is a plain argument: no code of the program's runs for it.

@@ -21,6 +21,14 @@ const MAX_ITEMS: usize = 10_000;
 /// Longest str or bytes, and most digits of an int, that a value may hold.
 const MAX_LEN: usize = 8192;
 
+/// Longest class name kept, in characters.
+const MAX_NAME: usize = 64;
+
+/// A class's name as a program's text could have it: names made by `type` can be anything, of any length.
+pub fn plain_name(name: &str) -> String {
+    name.chars().filter(|c| c.is_alphanumeric() || "_.".contains(*c)).take(MAX_NAME).collect()
+}
+
 /// Why an object is not a value.
 #[derive(Debug)]
 pub enum Refusal {
@@ -298,7 +306,7 @@ impl Reader<'_> {
             }
             self.pairs(&keys, &values, depth).map(|pairs| Value::DefaultDict(known, pairs))
         } else {
-            Err(Refusal::Type(class.name().to_string()))
+            Err(Refusal::Type(plain_name(&class.name())))
         }
     }
 
@@ -321,7 +329,7 @@ impl Reader<'_> {
     /// A value of one of the standard library's other types.
     fn standard(&mut self, object: &PyObject, depth: usize) -> Result<Value, Refusal> {
         let (class, types) = (object.class(), self.types);
-        let refused = || Refusal::Type(class.name().to_string());
+        let refused = || Refusal::Type(plain_name(&class.name()));
         if class.is(&types.deque) {
             let most = self.attribute(object, "maxlen")?;
             let most = if self.vm.is_none(&most) { None } else { Some(self.small(&most)? as u64) };
@@ -363,7 +371,9 @@ impl Reader<'_> {
     }
 
     fn attribute(&self, object: &PyObject, name: &'static str) -> Result<PyObjectRef, Refusal> {
-        object.get_attr(name, self.vm).map_err(|_| Refusal::Type(format!("{} without {name}", object.class().name())))
+        object
+            .get_attr(name, self.vm)
+            .map_err(|_| Refusal::Type(format!("{} without {name}", plain_name(&object.class().name()))))
     }
 
     fn big(&self, object: &PyObject, name: &'static str) -> Result<BigInt, Refusal> {
@@ -393,7 +403,7 @@ impl Reader<'_> {
     fn zone(&self, zone: &PyObject) -> Result<i64, Refusal> {
         let named = || -> Result<bool, Refusal> { Ok(!self.vm.is_none(&*self.attribute(zone, "_name")?)) };
         if !zone.class().is(&self.types.timezone) || named()? {
-            return Err(Refusal::Type(zone.class().name().to_string()));
+            return Err(Refusal::Type(plain_name(&zone.class().name())));
         }
         let offset = self.attribute(zone, "_offset")?;
         match Moment::zone(self.micros(&offset)?) {

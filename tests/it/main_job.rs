@@ -326,12 +326,15 @@ fn both_sources_of_solver_tasks_and_the_optional_parts_run() {
             "train.entropy_coef=0.001",
             "--set",
             "train.loss_aggregation=sequence_mean",
+            "--set",
+            "trace_every=2",
         ],
     );
     let mut args = args;
     args[1] = "2".to_owned();
     finish(&args);
     let trace = json_lines(&out.join("trace.jsonl"));
+    assert!(trace.iter().all(|r| r["step"] == 2), "every second step is traced");
     let trained_probe = |r: &Value| r["probe_of"].is_u64() && r["reward"].is_f64();
     assert!(trace.iter().any(trained_probe), "probes are trained on");
     let intrinsic = |r: &Value| r["intrinsic"].as_array().is_some_and(|t| t.len() == 2);
