@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::eval::protocol::Protocol;
 use crate::eval::suites::Format;
 use crate::eval::template::Template;
-use crate::exec::protocol::{Limits, Profile};
+use crate::exec::protocol::{Limits, MAX_MEMORY_MIB, Profile};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,7 +76,7 @@ pub struct Cli {
 #[derive(Debug, Args)]
 pub struct TrainArgs {
     /// Weights: a folder as transformers saves it, or a .safetensors file in one [default: the embedded model]
-    #[arg(long, value_name = "PATH", help_heading = "Model")]
+    #[arg(long, value_name = "PATH", help_heading = "Model", conflicts_with = "resume")]
     pub weights: Option<PathBuf>,
     /// Train until this step [default: 500]
     #[arg(long, value_name = "N", help_heading = "Run")]
@@ -97,7 +97,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FILE", help_heading = "Run")]
     pub eval_suite: Vec<PathBuf>,
     /// Named settings [default: tiny for the embedded model, else the paper's]
-    #[arg(long, value_enum, value_name = "NAME", help_heading = "Settings")]
+    #[arg(long, value_enum, value_name = "NAME", help_heading = "Settings", conflicts_with = "resume")]
     pub preset: Option<Preset>,
     /// TOML file with settings
     #[arg(long, value_name = "FILE", help_heading = "Settings")]
@@ -243,7 +243,7 @@ pub struct ExecArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=36_000_000))]
     pub wall_ms: Option<u64>,
     /// Memory of one call, in MiB [default: 256]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=2048))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MAX_MEMORY_MIB))]
     pub memory_mib: Option<u64>,
     /// Run what came to a value once more in another process, with sets reversed, and mark what changes
     #[arg(long)]

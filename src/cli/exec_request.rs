@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 use crate::error::{Error, Result as AzrResult};
 
 use crate::exec::json::from_python;
-use crate::exec::protocol::{Call, Limits, Profile, Request};
+use crate::exec::protocol::{Call, Limits, MAX_MEMORY_MIB, Profile, Request};
 use crate::exec::source::rename;
 use crate::exec::value::Value;
 
@@ -156,6 +156,7 @@ fn own_limits(json: &Json, mut limits: Limits) -> Result<Limits, String> {
         match name.as_str() {
             "cpu_ms" => limits.cpu_ms = value,
             "wall_ms" => limits.wall_ms = value,
+            "memory_mib" if value > MAX_MEMORY_MIB => return Err(format!("memory_mib is at most {MAX_MEMORY_MIB}")),
             "memory_mib" => limits.memory_bytes = value << 20,
             _ => return Err(format!("unknown limit `{name}`; known are cpu_ms, wall_ms, memory_mib")),
         }

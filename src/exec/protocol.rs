@@ -31,9 +31,12 @@ pub struct Limits {
     pub cpu_ms: u64,
     /// Time on the wall, in milliseconds.
     pub wall_ms: u64,
-    /// Memory on top of the idle interpreter's, in bytes.
+    /// Memory on top of the idle interpreter's, in bytes; at most [`MAX_MEMORY_MIB`].
     pub memory_bytes: u64,
 }
+
+/// Most memory of a call, in MiB: with as much again for pieces, a child's address space holds it.
+pub const MAX_MEMORY_MIB: u64 = 2048;
 
 /// One call of the program's `f`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

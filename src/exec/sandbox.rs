@@ -28,6 +28,8 @@ pub const RESULTS_FD: RawFd = 4;
 
 /// Processor time after which the kernel kills a child whatever else fails, in seconds.
 const RLIMIT_CPU_S: u64 = 60;
+/// Stack of a zygote and its children.
+const STACK_BYTES: u64 = 64 << 20;
 /// Address space of a child; the allocator's budget is the real limit.
 const RLIMIT_AS_BYTES: u64 = 8 << 30;
 
@@ -510,6 +512,21 @@ fn set_limits(limits: &[(libc::__rlimit_resource_t, u64)]) -> io::Result<()> {
         check(i64::from(unsafe { libc::setrlimit(*resource, &limit) }))?;
     }
     Ok(())
+}
+
+/// How far this process's stack may grow: always the same, whatever the shell's limit, as how deep a program can go is part
+/// of its verdict. A thousand levels of calls through native code fit, and the kernel leaves twice as much room.
+///
+/// # Errors
+/// When the limit cannot be asked for or set.
+pub fn set_stack() -> io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit is written and read during the calls only.
+    unsafe {
+        check(i64::from(libc::getrlimit(libc::RLIMIT_STACK, &raw mut limit)))?;
+        limit.rlim_cur = STACK_BYTES.min(limit.rlim_max);
+        check(i64::from(libc::setrlimit(libc::RLIMIT_STACK, &limit))).map(drop)
+    }
 }
 
 /// Limits of a zygote and so of its children, as a second line behind budget and filters: address space, files, core

@@ -145,7 +145,7 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
         }
         Slot::new(SLOT_BYTES)
     };
-    let Ok(slot) = plan() else { sandbox::exit_now(1) };
+    let (Ok(slot), Ok(())) = (plan(), sandbox::set_stack()) else { sandbox::exit_now(1) };
     sandbox::close_from(sandbox::RESULTS_FD + 1);
     let (mut jobs, mut results) = (sandbox::file_at(sandbox::JOBS_FD), sandbox::file_at(sandbox::RESULTS_FD));
     sandbox::code_to_huge_pages();

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
+use crate::exec::protocol::MAX_MEMORY_MIB;
 use crate::selfplay::alarm::OnCollapse;
 use crate::selfplay::config::SelfPlayConfig;
 use crate::train::loss::LossAggregation;
@@ -313,7 +314,7 @@ impl Config {
             ("selfplay.batch_size", s.batch_size, 1 << 16),
             ("selfplay.num_probes", s.num_probes, 255),
             ("selfplay.num_answers", s.num_answers, 256),
-            ("executor.memory_mib", e.memory_mib as usize, 1 << 20),
+            ("executor.memory_mib", e.memory_mib as usize, MAX_MEMORY_MIB as usize),
             ("rollout.max_lag", r.max_lag, 1),
             ("threads", self.threads, 1024),
             ("executors", self.executors, 1024),

@@ -35,6 +35,8 @@ fn errors_are_one_line_with_a_hint_and_their_exit_code() {
         (vec!["--out", out, "--weights", "/nowhere"], 3, "there is no /nowhere"),
         (vec!["--out", "/proc/none/R"], 74, "cannot create"),
         (vec!["--device", "cuda", "--out", out], 4, "hint: install NVIDIA's driver, or use --device cpu"),
+        (vec!["--resume", out, "--preset", "tiny"], 2, "cannot be used with"),
+        (vec!["--out", out, "--set", "executor.memory_mib=4200"], 3, "executor.memory_mib"),
         (vec!["--resume", out], 3, "hint: --resume takes the directory of a run"),
     ] {
         let output = run(&args);

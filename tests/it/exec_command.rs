@@ -103,6 +103,26 @@ fn lines_are_answered_while_input_is_open() {
 }
 
 #[test]
+fn the_shells_stack_limit_decides_no_verdict() {
+    // Each level of Python takes twenty of native code.
+    let deep = "def f(x):\n    deepest = 0\n    def g(n):\n        nonlocal deepest\n        deepest = max(deepest, n)\n\
+                \x20       h = map(g, [n + 1])\n        for _ in range(20): h = map(int, h)\n        return len(list(h))\n\
+                \x20   try: g(0)\n    except RecursionError: pass\n    return deepest > 900";
+    let line = json!({"program": deep, "input": "1", "profile": "answer"}).to_string();
+    for limit in ["2048", "8192"] {
+        let script = format!("ulimit -S -s {limit} && printf '%s\\n' \"$1\" | exec \"$0\" exec --executors 1");
+        let output =
+            Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_azr"), &line]).output().expect("sh is there");
+        assert_eq!(
+            lines(&output)[0]["calls"][0]["json"],
+            json!(true),
+            "with {limit} KiB: {}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+}
+
+#[test]
 fn a_line_that_is_no_request_is_answered_and_told_in_the_exit_code() {
     let output = azr(&["--executors", "1"], "nonsense\n\n{\"program\": \"def f(): return 1\", \"input\": \"\"}\n");
     assert_eq!(output.status.code(), Some(3));
