@@ -253,7 +253,7 @@ pub fn updates<B: Backend>(b: &B, round: Round) -> Result<Values> {
         b.adamw(&mut p, &mut g, &mut moments, &clip, &hyper)?;
         norms.push(b.norm(&clip)? as f32);
     }
-    let (master, [m, v]) = (b.master(&p)?, b.read_moments(&moments)?);
+    let (master, m, v) = (b.master(&p)?, b.read_moments(&moments, 0)?, b.read_moments(&moments, 1)?);
     Ok(vec![
         ("norm", norms),
         ("weights", master),

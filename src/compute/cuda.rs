@@ -696,11 +696,11 @@ impl Backend for CudaBackend {
         })
     }
 
-    fn read_moments(&self, moments: &CudaMoments) -> Result<[Vec<f32>; 2]> {
-        Ok(match moments {
-            CudaMoments::F32([m, v]) => [self.download(m)?, self.download(v)?],
-            CudaMoments::Bf16([m, v]) => [self.values(m)?, self.values(v)?],
-        })
+    fn read_moments(&self, moments: &CudaMoments, which: usize) -> Result<Vec<f32>> {
+        match moments {
+            CudaMoments::F32(moments) => self.download(&moments[which]),
+            CudaMoments::Bf16(moments) => self.values(&moments[which]),
+        }
     }
 
     fn write_moments(&self, moments: &mut CudaMoments, values: [&[f32]; 2]) -> Result<()> {

@@ -487,8 +487,8 @@ pub trait Backend: Sized + Send + Sync {
 
     /// Moments of `len` zeros.
     fn moments(&self, len: usize, precision: MomentPrecision) -> Result<Self::Moments>;
-    /// Values of the first and of the second moments.
-    fn read_moments(&self, moments: &Self::Moments) -> Result<[Vec<f32>; 2]>;
+    /// Values of the first (0) or of the second (1) moments.
+    fn read_moments(&self, moments: &Self::Moments, which: usize) -> Result<Vec<f32>>;
     /// Overwrites the first and the second moments with values that were read.
     fn write_moments(&self, moments: &mut Self::Moments, values: [&[f32]; 2]) -> Result<()>;
     /// Global norm of gradients, and the factor that brings it down to `max_norm` (0: none). Sums are in f64 over fixed

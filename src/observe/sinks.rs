@@ -6,6 +6,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 
 use crate::base::run_dir::RunDir;
@@ -24,8 +25,7 @@ struct JsonLines {
 #[derive(Deserialize)]
 struct Line {
     step: u64,
-    #[serde(default)]
-    eval: BTreeMap<String, f64>,
+    eval: Option<IgnoredAny>,
 }
 
 impl JsonLines {
@@ -59,7 +59,7 @@ fn lines_up_to(file: &File, last_step: u64) -> std::io::Result<(u64, bool)> {
         match serde_json::from_slice::<Line>(&line) {
             Ok(read) if read.step <= last_step && line.ends_with(b"\n") => {
                 bytes += len as u64;
-                has_eval = !read.eval.is_empty();
+                has_eval = read.eval.is_some();
             }
             _ => return Ok((bytes, has_eval)),
         }
@@ -133,7 +133,8 @@ mod tests {
         let run = RunDir::create(dir.path()).expect("made");
         let step = |step| StepMetrics { step, ..StepMetrics::default() };
         let mut sinks = Sinks::open(&run, 0).expect("opens");
-        let scores = BTreeMap::from([("grammar".to_owned(), 0.5)]);
+        // A score that is no number is null in JSON.
+        let scores = BTreeMap::from([("grammar".to_owned(), f64::NAN)]);
         sinks.eval(0, &scores).expect("written");
         drop(sinks);
         let mut sinks = Sinks::open(&run, 0).expect("opens");

@@ -1,5 +1,8 @@
 //! The trainer: gradient accumulation, clipping, AdamW, and the state that a resumed run needs.
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use crate::compute::ops::{AdamW, Backend, HeadReport, MomentPrecision};
 use crate::error::{Error, Result};
 use crate::model::forward::Decoder;
@@ -182,7 +185,7 @@ impl<B: Backend> Trainer<B> {
 
     /// [`Trainer::moments`], one by one.
     pub fn later_moments(&self) -> Vec<Later<'_>> {
-        let of = |i: usize| move |b: &B, moments: &B::Moments| Ok(std::mem::take(&mut b.read_moments(moments)?[i]));
+        let of = |which| move |b: &B, moments: &B::Moments| b.read_moments(moments, which);
         let (first, second) = (self.by_name("m.", &self.moments, of(0)), self.by_name("v.", &self.moments, of(1)));
         first.into_iter().chain(second).collect()
     }
@@ -209,12 +212,18 @@ impl<B: Backend> Trainer<B> {
         values: impl Fn(&B, &T) -> Result<Vec<f32>> + Copy + 'a,
     ) -> Vec<Later<'a>> {
         let mut named = Vec::new();
-        for (tensor, array) in self.decoder.table().tensors.iter().zip(arrays) {
+        // The array that was read last: its other parts often come next.
+        let last = Rc::new(RefCell::new((usize::MAX, Vec::new())));
+        for (i, (tensor, array)) in self.decoder.table().tensors.iter().zip(arrays).enumerate() {
             for part in &tensor.parts {
+                let last = last.clone();
                 let read = move || {
-                    let mut values = values(self.decoder.backend(), array)?;
-                    values.truncate(part.offset + part.len());
-                    Ok(values.split_off(part.offset))
+                    let mut last = last.borrow_mut();
+                    if last.0 != i {
+                        *last = (usize::MAX, Vec::new());
+                        *last = (i, values(self.decoder.backend(), array)?);
+                    }
+                    Ok(last.1[part.offset..][..part.len()].to_vec())
                 };
                 named.push(Later {
                     name: format!("{prefix}{}", part.name),

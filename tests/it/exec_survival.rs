@@ -195,7 +195,7 @@ impl Backend for Scripted {
         clip(grads: &[Self::Buf], max_norm: f32) -> Self::Clip;
         norm(clip: &Self::Clip) -> f64;
         moments(len: usize, precision: MomentPrecision) -> Self::Moments;
-        read_moments(moments: &Self::Moments) -> [Vec<f32>; 2];
+        read_moments(moments: &Self::Moments, which: usize) -> Vec<f32>;
         write_moments(moments: &mut Self::Moments, values: [&[f32]; 2]) -> ();
         adamw(p: &mut Self::Param, g: &mut Self::Buf, moments: &mut Self::Moments, clip: &Self::Clip,
             hyper: &AdamW) -> ();

@@ -725,8 +725,8 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn read_moments(&self, [m, v]: &[CpuBuf; 2]) -> Result<[Vec<f32>; 2]> {
-        Ok([m.to_vec(), v.to_vec()])
+    fn read_moments(&self, moments: &[CpuBuf; 2], which: usize) -> Result<Vec<f32>> {
+        Ok(moments[which].to_vec())
     }
 
     fn write_moments(&self, moments: &mut [CpuBuf; 2], values: [&[f32]; 2]) -> Result<()> {
