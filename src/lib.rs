@@ -90,6 +90,7 @@ pub mod exec {
     mod constructors;
     pub mod convert;
     pub mod filter;
+    mod identity;
     pub mod json;
     pub mod literal;
     pub mod moment;

@@ -32,7 +32,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// What a zygote may take beyond its children's limits.
 const ZYGOTE_GRACE: Duration = Duration::from_secs(10);
 /// Hash seeds of the two zygotes.
-const HASH_SEEDS: [u32; 2] = [0x5eed_0001, 0x0bad_5eed];
+pub(super) const HASH_SEEDS: [u32; 2] = [0x5eed_0001, 0x0bad_5eed];
 
 /// What must be enforced for programs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -17,6 +17,8 @@ use crate::exec::arithmetic;
 use crate::exec::child::{self, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
 use crate::exec::filter::filter;
+use crate::exec::identity;
+use crate::exec::pool::HASH_SEEDS;
 use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
 use crate::exec::sandbox::{self, Ending, Slot};
 
@@ -153,7 +155,7 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
     shift_layout(hash_seed);
     interpreter(hash_seed).enter(|vm| {
         vm.recursion_limit.set(RECURSION_LIMIT);
-        let Ok(mut warm) = warm_up(vm) else { sandbox::exit_now(1) };
+        let Ok(mut warm) = warm_up(vm, hash_seed == HASH_SEEDS[1]) else { sandbox::exit_now(1) };
         sandbox::no_new_huge_pages();
         let layers = enter_sandbox();
         let complete = layers.iter().all(|l| l.in_force || !l.required);
@@ -190,20 +192,27 @@ fn import(vm: &VirtualMachine, modules: &[&str]) {
     }
 }
 
-/// RustPython 0.5.0 panics when it is asked for the name of some of its own types, unless the name is known.
-fn intern_type_names(vm: &VirtualMachine, class: &PyObjectRef) -> PyResult<()> {
+/// Every class that is there, some of them more than once: `class` and those made from it.
+pub(super) fn for_each_class(vm: &VirtualMachine, class: &PyObjectRef, see: &mut dyn FnMut(&PyType)) -> PyResult<()> {
     if let Some(class) = class.downcast_ref::<PyType>() {
-        let name = class.slot_name().to_owned();
-        vm.ctx.intern_str(name.rsplit('.').next().unwrap_or(&name));
+        see(class);
     }
     let subclasses = vm.ctx.types.type_type.get_attr(vm.ctx.intern_str("__subclasses__"));
     let subclasses = subclasses.map(|f| f.call((class.clone(),), vm)).transpose()?;
     for subclass in subclasses.iter().filter_map(|s| s.downcast_ref::<PyList>()).flat_map(|s| s.borrow_vec().to_vec()) {
         if !subclass.is(class) && !subclass.is(vm.ctx.types.type_type) {
-            intern_type_names(vm, &subclass)?;
+            for_each_class(vm, &subclass, see)?;
         }
     }
     Ok(())
+}
+
+/// RustPython 0.5.0 panics when it is asked for the name of some of its own types, unless the name is known.
+fn intern_type_names(vm: &VirtualMachine) -> PyResult<()> {
+    for_each_class(vm, &vm.ctx.types.object_type.to_owned().into(), &mut |class| {
+        let name = class.slot_name().to_owned();
+        vm.ctx.intern_str(name.rsplit('.').next().unwrap_or(&name));
+    })
 }
 
 /// Runs a program a few times: what the interpreter makes at the first use lies with what is used all the time.
@@ -216,7 +225,7 @@ fn exercise(vm: &VirtualMachine) {
     }
 }
 
-fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
+fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     stretch(vm);
     import(vm, HOT_MODULES);
     exercise(vm);
@@ -239,10 +248,11 @@ fn warm_up(vm: &VirtualMachine) -> PyResult<Warm<'_>> {
         class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(patch, vm)?);
     }
     arithmetic::install(vm);
-    intern_type_names(vm, &vm.ctx.types.object_type.to_owned().into())?;
+    intern_type_names(vm)?;
     let last_pop: PyObjectRef = scope.globals.get_item("pop", vm)?;
     sandbox::start_arena(ARENA_BYTES, true);
     import(vm, COLD_MODULES);
+    identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);
     let warm = Warm { vm, types: Types::load(vm)?, filter: None, last_pop };
     let job = Job {
