@@ -100,7 +100,7 @@ fn stream(pool: &Pool, args: &ExecArgs, config: &PoolConfig) -> Result<()> {
             recv(pool.verdicts()) -> verdict => {
                 let (tag, verdict) = verdict.map_err(|_| Error::failure("the executor has stopped"))?;
                 let item = stream.items.remove(&tag).expect("a verdict answers a line");
-                stream.ready.insert(tag, verdict_line(&item, &verdict));
+                stream.ready.insert(tag, verdict_line(&item, &verdict?));
             }
         }
         while let Some(line) = stream.ready.remove(&stream.due) {

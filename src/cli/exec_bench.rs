@@ -242,7 +242,7 @@ fn measure(pool: &Pool, workload: &Workload, time: Duration) -> Result<Rate> {
                 sent += 1;
             }
             if let Ok((_, verdict)) = pool.verdicts().recv_timeout(Duration::from_millis(50)) {
-                check(&verdict)?;
+                check(&verdict?)?;
                 received += 1;
             }
         }

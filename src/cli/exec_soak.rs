@@ -104,6 +104,7 @@ fn run_window(pool: &Pool, num: u64, rng: &mut Rng, wrong: &mut Vec<String>) -> 
             sent += 1;
         }
         let (tag, verdict) = pool.verdicts().recv().map_err(|_| Error::failure("the executor has stopped"))?;
+        let verdict = verdict?;
         let (class, start) = open.remove(&tag).expect("a verdict answers a task");
         received += 1;
         let right = if class == "equal" {

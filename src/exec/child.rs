@@ -19,8 +19,10 @@ use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
 use crate::exec::sandbox::{self, Slot};
 use crate::exec::value::Value;
 
-/// Exit status of a child whose interpreter panicked, or that could not enter its layers.
+/// Exit status of a child whose interpreter panicked.
 pub const EXIT_PANIC: i32 = 78;
+/// Exit status of a child that could not enter its layers.
+pub const EXIT_NOT_ENTERED: i32 = 79;
 /// Longest output literal, in bytes. Longer ones are refused, never cut.
 pub const MAX_OUTPUT: usize = 4096;
 /// Longest exception message kept, in bytes.
@@ -55,7 +57,7 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32
         Some(())
     };
     if enter().is_none() {
-        sandbox::exit_now(EXIT_PANIC);
+        sandbox::exit_now(EXIT_NOT_ENTERED);
     }
     if job.reverse == Reverse::CallsAndSets {
         reverse_sets(warm);

@@ -77,7 +77,8 @@ fn number(address: usize) -> usize {
 
 /// The interpreter's text of an object, with a number for each address.
 fn numbered_text(object: &PyObject, vm: &VirtualMachine) -> PyResult<PyStrRef> {
-    let of_class = |class: &PyType| IDENTITIES.with_borrow(|known| known.texts.get(&std::ptr::from_ref(class).addr()).copied());
+    let of_class =
+        |class: &PyType| IDENTITIES.with_borrow(|known| known.texts.get(&std::ptr::from_ref(class).addr()).copied());
     let own = object.class().mro_collect().iter().find_map(|class| of_class(class));
     let Some(text) = own.or_else(|| of_class(vm.ctx.types.object_type)) else {
         return Err(vm.new_runtime_error("no text"));

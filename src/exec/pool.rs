@@ -3,7 +3,8 @@
 //! A supervisor thread owns two zygotes with different hash seeds, address layouts and generator states. A proposal runs in
 //! both, in opposite order of calls and of the members of sets, and twice in each module; whatever differs makes it
 //! non-deterministic, or dependent on the order of a set. A zygote that dies or hangs is replaced, and its request runs once
-//! more; then it is a crash. Values are compared here, not where the program ran.
+//! more; then it is a crash. Where no process can be made any more, that is an error and no program's verdict. Values are
+//! compared here, not where the program ran.
 
 use std::io;
 use std::path::PathBuf;
@@ -29,6 +30,9 @@ const QUEUE_PER_WORKER: usize = 64;
 const SUPERVISOR_STACK: usize = 512 << 20;
 /// Longest start of a zygote.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// How often a zygote is started before that is an error, and the first pause between two starts; each is twice the last.
+const START_TRIES: u32 = 8;
+const START_PAUSE: Duration = Duration::from_millis(50);
 /// What a zygote may take beyond its children's limits.
 const ZYGOTE_GRACE: Duration = Duration::from_secs(10);
 /// Hash seeds of the two zygotes.
@@ -106,7 +110,7 @@ struct Work {
 /// A pool of sandboxed executors. Dropping it ends all its processes.
 pub struct Pool {
     requests: Option<Sender<Work>>,
-    verdicts: Receiver<(u64, Verdict)>,
+    verdicts: Receiver<(u64, Result<Verdict>)>,
     supervisors: Vec<JoinHandle<()>>,
     layers: Ready,
     missing: Vec<String>,
@@ -136,10 +140,12 @@ impl Pool {
             // They were started in pairs, the second seed last.
             let (second, first) = (started.pop(), started.pop());
             let mut supervisor = Supervisor { config: config.clone(), zygotes: [first, second] };
-            let (work, out): (Receiver<Work>, Sender<(u64, Verdict)>) = (work.clone(), out.clone());
+            let (work, out): (Receiver<Work>, Sender<(u64, Result<Verdict>)>) = (work.clone(), out.clone());
             let serve = move || {
                 for Work { tag, request, limits } in work {
-                    if out.send((tag, supervisor.judge(&request, limits))).is_err() {
+                    let verdict = supervisor.judge(&request, limits);
+                    let failed = verdict.is_err();
+                    if out.send((tag, verdict)).is_err() || failed {
                         break;
                     }
                 }
@@ -175,15 +181,16 @@ impl Pool {
         }
     }
 
-    /// Verdicts with the tags of their requests, in any order.
-    pub fn verdicts(&self) -> &Receiver<(u64, Verdict)> {
+    /// Verdicts with the tags of their requests, in any order. One that is an error is a supervisor's last: the machine can
+    /// run no program any more.
+    pub fn verdicts(&self) -> &Receiver<(u64, Result<Verdict>)> {
         &self.verdicts
     }
 
     /// Runs requests to the end and gives their verdicts in order. For callers that have nothing else to do.
     ///
     /// # Errors
-    /// When no supervisor is left.
+    /// When no supervisor is left, or programs cannot be run.
     pub fn run(&self, requests: Vec<Request>) -> Result<Vec<Verdict>> {
         let mut verdicts: Vec<Option<Verdict>> = requests.iter().map(|_| None).collect();
         let mut waiting = requests.into_iter().enumerate().collect::<std::collections::VecDeque<_>>();
@@ -196,7 +203,7 @@ impl Pool {
                 }
             }
             let (tag, verdict) = self.verdicts.recv().map_err(|_| Error::failure("the executor has stopped"))?;
-            verdicts[tag as usize] = Some(verdict);
+            verdicts[tag as usize] = Some(verdict?);
             left -= 1;
         }
         Ok(verdicts.into_iter().map(|v| v.expect("every request has a verdict")).collect())
@@ -313,7 +320,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn judge(&mut self, request: &Request, limits: Option<Limits>) -> Verdict {
+    fn judge(&mut self, request: &Request, limits: Option<Limits>) -> Result<Verdict> {
         let mut verdict = Verdict::default();
         let source = request.profile == Profile::Run;
         if !source {
@@ -323,7 +330,7 @@ impl Supervisor {
                 checked.unwrap_or_else(|_| Err(Rejection::Syntax("the parser failed on it".to_owned()))).err();
         }
         if verdict.rejection.is_some() {
-            return verdict;
+            return Ok(verdict);
         }
         // A child learns what is expected only where that is source itself.
         let expected: Vec<Option<Value>> =
@@ -342,7 +349,7 @@ impl Supervisor {
             stop_when_late: matches!(request.profile, Profile::Propose | Profile::Program),
             apart: request.profile == Profile::Answer,
         };
-        verdict.calls = self.run(0, &job, &mut verdict);
+        verdict.calls = self.run(0, &job, &mut verdict)?;
         for ((outcome, call), expected) in verdict.calls.iter_mut().zip(&request.calls).zip(&expected) {
             if let Outcome::Value { text, matches } = outcome
                 && call.expect.is_some()
@@ -355,7 +362,7 @@ impl Supervisor {
         if request.profile == Profile::Propose {
             verdict.normal_form = std::panic::catch_unwind(|| normal_form(&request.program)).ok().flatten();
             if verdict.calls.iter().any(ended_well) {
-                let unstable = self.turn_round(&job, &mut verdict);
+                let unstable = self.turn_round(&job, &mut verdict)?;
                 for (outcome, unstable) in verdict.calls.iter_mut().zip(unstable) {
                     if let Some(unstable) = unstable {
                         *outcome = unstable;
@@ -363,24 +370,24 @@ impl Supervisor {
                 }
             }
         } else if self.config.recheck {
-            verdict.unstable = self.turn_round(&job, &mut verdict);
+            verdict.unstable = self.turn_round(&job, &mut verdict)?;
         }
-        verdict
+        Ok(verdict)
     }
 
     /// Runs the calls that ended well in the other zygote, with everything turned round that must not matter. By call: the
     /// outcome that says what did matter.
-    fn turn_round(&mut self, job: &Job, verdict: &mut Verdict) -> Vec<Option<Outcome>> {
+    fn turn_round(&mut self, job: &Job, verdict: &mut Verdict) -> Result<Vec<Option<Outcome>>> {
         let mut unstable = vec![None; job.calls.len()];
         let which: Vec<usize> = (0..job.calls.len()).filter(|i| ended_well(&verdict.calls[*i])).collect();
         let calls = which.iter().map(|i| job.calls[*i].clone()).collect();
         let mut job = Job { calls, reverse: Reverse::CallsAndSets, ..job.clone() };
-        let turned = self.run(1, &job, verdict);
+        let turned = self.run(1, &job, verdict)?;
         if which.iter().zip(&turned).all(|(i, turned)| same(&verdict.calls[*i], turned)) {
-            return unstable;
+            return Ok(unstable);
         }
         job.reverse = Reverse::Calls;
-        let plain = self.run(1, &job, verdict);
+        let plain = self.run(1, &job, verdict)?;
         for ((i, turned), plain) in which.into_iter().zip(turned).zip(plain) {
             unstable[i] = match &verdict.calls[i] {
                 outcome if !same(outcome, &plain) => Some(Outcome::NotDeterministic),
@@ -388,30 +395,54 @@ impl Supervisor {
                 _ => None,
             };
         }
-        unstable
+        Ok(unstable)
     }
 
     /// Runs a job on a zygote, on a fresh one if that fails, and calls it a crash if that fails too.
-    fn run(&mut self, which: usize, job: &Job, verdict: &mut Verdict) -> Vec<Outcome> {
+    fn run(&mut self, which: usize, job: &Job, verdict: &mut Verdict) -> Result<Vec<Outcome>> {
         let limit = Duration::from_millis(job.limits.wall_ms) * 2 * job.calls.len().max(1) as u32 + ZYGOTE_GRACE;
         for _ in 0..2 {
-            if self.zygotes[which].is_none() {
-                let fresh = Zygote::spawn(&self.config, HASH_SEEDS[which]);
-                self.zygotes[which] = fresh.ok().and_then(|mut z| z.ready(&self.config).ok().map(|_| z));
-            }
-            if let Some(zygote) = &mut self.zygotes[which] {
-                match zygote.run(job, limit) {
-                    Ok(result) if result.calls.len() == job.calls.len() => {
-                        verdict.cpu_us += result.cpu_us;
-                        verdict.memory_bytes = verdict.memory_bytes.max(result.memory_bytes);
-                        return result.calls;
-                    }
-                    _ => self.zygotes[which] = None,
+            let zygote = match self.zygotes[which].take() {
+                Some(zygote) => zygote,
+                None => self.start(which)?,
+            };
+            let result = self.zygotes[which].insert(zygote).run(job, limit);
+            match result {
+                Ok(JobResult { no_child: Some(why), .. }) => return Err(no_process(&why)),
+                Ok(result) if result.calls.len() == job.calls.len() => {
+                    verdict.cpu_us += result.cpu_us;
+                    verdict.memory_bytes = verdict.memory_bytes.max(result.memory_bytes);
+                    return Ok(result.calls);
                 }
+                _ => self.zygotes[which] = None,
             }
         }
-        vec![Outcome::Crash; job.calls.len()]
+        Ok(vec![Outcome::Crash; job.calls.len()])
     }
+
+    /// A new zygote, after some time if the machine has no room for one now.
+    fn start(&self, which: usize) -> Result<Zygote> {
+        let mut pause = START_PAUSE;
+        for _ in 1..START_TRIES {
+            if let Ok(zygote) = self.try_start(which) {
+                return Ok(zygote);
+            }
+            std::thread::sleep(pause);
+            pause *= 2;
+        }
+        self.try_start(which).map_err(|e| no_process(&e.to_string()))
+    }
+
+    fn try_start(&self, which: usize) -> Result<Zygote> {
+        let mut zygote = Zygote::spawn(&self.config, HASH_SEEDS[which])?;
+        zygote.ready(&self.config)?;
+        Ok(zygote)
+    }
+}
+
+fn no_process(why: &str) -> Error {
+    Error::environment(format!("programs can no longer be run: {why}"))
+        .with_hint("look at the machine's memory and its limits of processes; a run can then be resumed")
 }
 
 /// Whether a call came to its end, with or without an exception.

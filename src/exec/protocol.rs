@@ -252,6 +252,8 @@ pub struct JobResult {
     pub cpu_us: u64,
     /// Most memory of a child, in bytes.
     pub memory_bytes: u64,
+    /// Why no child could be made, whatever the program; the outcomes then say nothing.
+    pub no_child: Option<String>,
 }
 
 /// One layer of the sandbox.

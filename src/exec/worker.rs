@@ -2,7 +2,8 @@
 //!
 //! A child leaves each outcome in a shared slot as it is known. When it dies, the zygote runs the call that it died in once
 //! more, alone and with a full budget, so that no call's verdict depends on the calls before it; the calls behind it get a
-//! new child. The zygote reads the slot only when the child is gone.
+//! new child. A child that something else killed, as a machine does that is out of memory, is no program's doing and runs
+//! again. The zygote reads the slot only when the child is gone.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -14,7 +15,7 @@ use vm::compiler::Mode;
 use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
 
 use crate::exec::arithmetic;
-use crate::exec::child::{self, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
+use crate::exec::child::{self, EXIT_NOT_ENTERED, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
 use crate::exec::filter::filter;
 use crate::exec::identity;
@@ -29,6 +30,11 @@ const RECURSION_LIMIT: usize = 1000;
 
 /// Results that a slot holds; the outcomes of a few hundred calls. When it is full, the remaining calls get a new child.
 const SLOT_BYTES: usize = 1 << 20;
+
+/// How often a child is made, or made again because something else killed it, before the zygote gives up; and the first
+/// pause between two tries, each twice the last.
+const CHILD_TRIES: u32 = 8;
+const CHILD_PAUSE: Duration = Duration::from_millis(10);
 
 /// Address space of each of a zygote's arenas, and of the one for jobs and results. A fork looks through all of it.
 const ARENA_BYTES: usize = 64 << 20;
@@ -361,17 +367,29 @@ fn run_job(warm: &Warm<'_>, job: &Job, slot: &Slot) -> JobResult {
         order.reverse();
     }
     let mut result = JobResult { calls: vec![Outcome::Crash; job.calls.len()], ..JobResult::default() };
-    let mut done = 0;
+    let (mut done, mut killed) = (0, 0);
     while done < order.len() {
         let end = if job.apart { done + 1 } else { order.len() };
-        let (outcomes, death) = run_child(warm, job, &order[done..end], slot, &mut result);
+        let (outcomes, death) = match run_child(warm, job, &order[done..end], slot, &mut result) {
+            Ok(ran) => ran,
+            Err(e) => {
+                result.no_child = Some(e.to_string());
+                break;
+            }
+        };
         let known = outcomes.len().min(end - done);
         for (at, outcome) in order[done..].iter().zip(outcomes) {
             result.calls[*at] = outcome;
         }
         done += known;
-        if known == 0 {
-            let outcome = death.unwrap_or(Outcome::Crash);
+        if known == 0 && death == Death::Foreign && killed < CHILD_TRIES {
+            std::thread::sleep(CHILD_PAUSE * (1 << killed));
+            killed += 1;
+        } else if known == 0 {
+            let outcome = match death {
+                Death::Own(outcome) => outcome,
+                Death::None | Death::Foreign => Outcome::Crash,
+            };
             let late = matches!(outcome, Outcome::TimeoutCpu | Outcome::TimeoutWall);
             let until = if job.stop_when_late && late { order.len() } else { done + 1 };
             order[done..until].iter().for_each(|at| result.calls[*at] = outcome.clone());
@@ -381,21 +399,42 @@ fn run_job(warm: &Warm<'_>, job: &Job, slot: &Slot) -> JobResult {
     result
 }
 
-/// Runs calls in a fresh child: the outcomes that it left, and why it died if it did.
+/// How a child came to its end.
+#[derive(PartialEq)]
+enum Death {
+    /// It had nothing left to do.
+    None,
+    /// By its program.
+    Own(Outcome),
+    /// By a signal that no program can bring about, or before there was a program.
+    Foreign,
+}
+
+/// A child, after some time if the machine has no room for one now.
+fn fork() -> std::io::Result<Option<i32>> {
+    for i in 0..CHILD_TRIES {
+        if let Ok(pid) = sandbox::fork() {
+            return Ok(pid);
+        }
+        std::thread::sleep(CHILD_PAUSE * (1 << i));
+    }
+    sandbox::fork()
+}
+
+/// Runs calls in a fresh child: the outcomes that it left, and its end.
+///
+/// # Errors
+/// When there can be no child.
 fn run_child(
     warm: &Warm<'_>,
     job: &Job,
     order: &[usize],
     slot: &Slot,
     result: &mut JobResult,
-) -> (Vec<Outcome>, Option<Outcome>) {
+) -> std::io::Result<(Vec<Outcome>, Death)> {
     slot.clear();
     let zygote = std::process::id();
-    let pid = match sandbox::fork() {
-        Ok(None) => child::run(warm, job, order, slot, zygote),
-        Ok(Some(pid)) => pid,
-        Err(_) => return (Vec::new(), None),
-    };
+    let Some(pid) = fork()? else { child::run(warm, job, order, slot, zygote) };
     // The limit is that of one call: as long as outcomes come, the child may go on.
     let (mut seen, mut late) = (0, false);
     let ended = loop {
@@ -414,14 +453,17 @@ fn run_child(
     let (bytes, peak) = slot.take();
     result.cpu_us += cpu_us;
     let death = match ending {
-        Ending::Exited(0) => None,
-        _ if late => Some(Outcome::TimeoutWall),
-        Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Some(Outcome::OutOfMemory),
-        Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Some(Outcome::TimeoutCpu),
-        Ending::Killed(libc::SIGSYS) => Some(Outcome::Policy),
-        _ => Some(Outcome::Crash),
+        Ending::Exited(0) => Death::None,
+        _ if late => Death::Own(Outcome::TimeoutWall),
+        Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Death::Own(Outcome::OutOfMemory),
+        Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Death::Own(Outcome::TimeoutCpu),
+        Ending::Killed(libc::SIGSYS) => Death::Own(Outcome::Policy),
+        Ending::Killed(_) if cpu_us >= 1000 * job.limits.cpu_ms => Death::Own(Outcome::TimeoutCpu),
+        Ending::Killed(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT) => Death::Foreign,
+        Ending::Exited(EXIT_NOT_ENTERED) => Death::Foreign,
+        _ => Death::Own(Outcome::Crash),
     };
-    let peak = if death == Some(Outcome::OutOfMemory) { job.limits.memory_bytes } else { peak };
+    let peak = if death == Death::Own(Outcome::OutOfMemory) { job.limits.memory_bytes } else { peak };
     result.memory_bytes = result.memory_bytes.max(peak);
-    (take_frames(&bytes, order.len() * (2 * MAX_OUTPUT + MAX_MESSAGE)), death)
+    Ok((take_frames(&bytes, order.len() * (2 * MAX_OUTPUT + MAX_MESSAGE)), death))
 }

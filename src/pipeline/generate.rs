@@ -349,7 +349,7 @@ impl Round {
             } else if traffic.in_flight > 0 || !traffic.outbox.is_empty() {
                 let start = Instant::now();
                 if let Ok((tag, verdict)) = cx.pool.verdicts().recv_timeout(EXECUTOR_WAIT) {
-                    self.on_verdict(tag, &verdict, cx, &mut traffic)?;
+                    self.on_verdict(tag, &verdict?, cx, &mut traffic)?;
                 }
                 self.stats.executor_wait_s += start.elapsed().as_secs_f64();
             } else {
@@ -430,7 +430,7 @@ impl Round {
             self.stats.num_requests += 1;
         }
         while let Ok((tag, verdict)) = cx.pool.verdicts().try_recv() {
-            self.on_verdict(tag, &verdict, cx, traffic)?;
+            self.on_verdict(tag, &verdict?, cx, traffic)?;
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ fn run(requests: Vec<Request>, limits: Limits) -> Vec<Verdict> {
             }
         }
         let (tag, verdict) = pool.verdicts().recv().expect("the pool lives");
-        verdicts[tag as usize] = Some(verdict);
+        verdicts[tag as usize] = Some(verdict.expect("a verdict"));
         open -= 1;
     }
     verdicts.into_iter().map(|v| v.expect("every request has a verdict")).collect()
@@ -156,7 +156,7 @@ fn throughput_recovers_after_any_number_of_hangs_and_everything_is_reaped() {
         assert!(pool.try_submit_limited(i as u64, hang(program), Some(limits)).expect("alive").is_none());
     }
     for _ in 0..60 {
-        let (_, verdict) = pool.verdicts().recv().expect("alive");
+        let verdict = pool.verdicts().recv().expect("alive").1.expect("a verdict");
         assert!(verdict.calls.iter().all(|o| matches!(o.class(), "timeout_cpu" | "unsupported")), "{verdict:?}");
     }
     assert!(pool.run(increments()).expect("alive").iter().all(|v| v.calls[0].matches()));
@@ -178,7 +178,7 @@ fn throughput_recovers_after_wall_clock_hangs() {
         assert!(pool.try_submit_limited(tag, hang(), Some(limits)).expect("alive").is_none());
     }
     for _ in 0..30 {
-        let (_, verdict) = pool.verdicts().recv().expect("alive");
+        let verdict = pool.verdicts().recv().expect("alive").1.expect("a verdict");
         assert_eq!(verdict.calls, [Outcome::TimeoutWall, Outcome::TimeoutWall]);
     }
     assert!(pool.run(increments()).expect("alive").iter().all(|v| v.calls[0].matches()));
@@ -199,16 +199,40 @@ fn a_zygote_killed_from_outside_is_replaced_and_no_verdict_is_lost() {
     let limits = Limits { cpu_ms: 60_000, wall_ms: 3000, memory_bytes: 32 << 20 };
     assert!(pool.try_submit_limited(0, loops, Some(limits)).expect("alive").is_none());
     let zygote = pool.zygotes()[0];
-    let child = loop {
-        match children(zygote).expect("the zygote lives").first() {
-            Some(child) => break *child,
-            None => std::thread::yield_now(),
-        }
-    };
+    let child = child_of(zygote);
     kill(zygote as i32);
     let (tag, verdict) = pool.verdicts().recv().expect("alive");
-    assert_eq!((tag, verdict.calls), (0, vec![Outcome::TimeoutWall]), "it ran again on a new zygote");
+    let calls = verdict.expect("a zygote can be started").calls;
+    assert_eq!((tag, calls), (0, vec![Outcome::TimeoutWall]), "it ran again on a new zygote");
     assert_eq!(children(child), None, "the killed zygote took its child along");
+}
+
+#[test]
+fn a_child_killed_from_outside_runs_again() {
+    let pool = Pool::start(&PoolConfig { num_workers: 1, ..config() }).expect("the pool starts");
+    let works = Request {
+        program: "def f(n):\n    for i in range(n): pass\n    return n".to_owned(),
+        calls: vec![Call { args: "3000000".to_owned(), expect: Some("3000000".to_owned()) }],
+        profile: Profile::Answer,
+    };
+    let limits = Limits { cpu_ms: 20_000, wall_ms: 60_000, memory_bytes: 32 << 20 };
+    assert!(pool.try_submit_limited(0, works, Some(limits)).expect("alive").is_none());
+    kill(child_of(pool.zygotes()[0]) as i32);
+    let verdict = pool.verdicts().recv().expect("alive").1.expect("a child can be made");
+    assert!(verdict.calls[0].matches(), "{verdict:?}");
+}
+
+#[test]
+fn where_no_process_can_be_made_there_is_an_error_and_no_verdict() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let executable = dir.path().join("azr");
+    std::fs::copy(env!("CARGO_BIN_EXE_azr"), &executable).expect("a copy");
+    let config = PoolConfig { num_workers: 1, executable: Some(executable.clone()), ..config() };
+    let pool = Pool::start(&config).expect("the pool starts");
+    std::fs::remove_file(&executable).expect("removed");
+    pool.zygotes().iter().for_each(|z| kill(*z as i32));
+    let error = pool.run(increments()).expect_err("no program can be run");
+    assert_eq!(error.kind(), azr::error::Kind::Environment, "{error}");
 }
 
 #[test]
@@ -224,7 +248,7 @@ fn zygotes_killed_in_the_middle_of_work_cost_no_task_its_verdict() {
             pool.zygotes().iter().for_each(|z| kill(*z as i32));
         }
         let (tag, verdict) = pool.verdicts().recv().expect("alive");
-        right[tag as usize] = verdict.calls[0].matches();
+        right[tag as usize] = verdict.expect("a zygote can be started").calls[0].matches();
     }
     assert!(right.iter().all(|r| *r), "{right:?}");
 }
@@ -236,7 +260,7 @@ fn outcomes(program: &str, calls: &[(&str, Option<&str>)], profile: Profile) -> 
     let request = Request { program: program.to_owned(), calls: calls.iter().map(call).collect(), profile };
     let pool = pool();
     assert!(pool.try_submit(0, request).expect("alive").is_none(), "the queue has room");
-    pool.verdicts().recv().expect("alive").1.calls
+    pool.verdicts().recv().expect("alive").1.expect("a verdict").calls
 }
 
 #[test]
@@ -253,6 +277,16 @@ fn a_call_that_ends_badly_spares_no_other_the_second_run() {
     let ordered = "def f(s, n): return list(set(s)) * n";
     let found = outcomes(ordered, &[("'cab', 1", None), ("'cab', 5000", None)], Profile::Propose);
     assert_eq!(found, [Outcome::SetOrder, Outcome::OutputTooLarge]);
+}
+
+/// The child of a zygote, as soon as it has one.
+fn child_of(zygote: u32) -> u32 {
+    loop {
+        match children(zygote).expect("the zygote lives").first() {
+            Some(child) => return *child,
+            None => std::thread::yield_now(),
+        }
+    }
 }
 
 /// A hundred quick answers.
