@@ -8,10 +8,8 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use rustpython_vm as vm;
-use vm::builtins::{PyStrRef, PyType};
+use vm::builtins::{PyList, PyStrRef, PyType};
 use vm::{AsObject, PyObject, PyObjectRef, PyResult, VirtualMachine};
-
-use crate::exec::worker::for_each_class;
 
 /// Types whose text names an address. So does that of every type that has none of its own.
 const SHOW_ADDRESS: &[&str] = &[
@@ -66,6 +64,21 @@ pub fn install(vm: &VirtualMachine, turned: bool) -> PyResult<()> {
     IDENTITIES.with_borrow_mut(|known| known.turned = if turned { BITS } else { 0 });
     let id = vm.new_function("id", |object: PyObjectRef| number(object.get_id()));
     vm.builtins.set_attr("id", id, vm)
+}
+
+/// Every class that is there, some of them more than once: `class` and those made from it.
+pub fn for_each_class(vm: &VirtualMachine, class: &PyObjectRef, see: &mut dyn FnMut(&PyType)) -> PyResult<()> {
+    if let Some(class) = class.downcast_ref::<PyType>() {
+        see(class);
+    }
+    let subclasses = vm.ctx.types.type_type.get_attr(vm.ctx.intern_str("__subclasses__"));
+    let subclasses = subclasses.map(|f| f.call((class.clone(),), vm)).transpose()?;
+    for subclass in subclasses.iter().filter_map(|s| s.downcast_ref::<PyList>()).flat_map(|s| s.borrow_vec().to_vec()) {
+        if !subclass.is(class) && !subclass.is(vm.ctx.types.type_type) {
+            for_each_class(vm, &subclass, see)?;
+        }
+    }
+    Ok(())
 }
 
 fn number(address: usize) -> usize {

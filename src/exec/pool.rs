@@ -22,7 +22,7 @@ use crate::exec::protocol::{
 };
 use crate::exec::sandbox;
 use crate::exec::value::Value;
-use crate::exec::worker::{MARKER, Ready};
+use crate::exec::worker::{HASH_SEEDS, MARKER, Ready};
 
 /// Requests and verdicts that may wait, per supervisor.
 const QUEUE_PER_WORKER: usize = 64;
@@ -35,8 +35,6 @@ const START_TRIES: u32 = 8;
 const START_PAUSE: Duration = Duration::from_millis(50);
 /// What a zygote may take beyond its children's limits.
 const ZYGOTE_GRACE: Duration = Duration::from_secs(10);
-/// Hash seeds of the two zygotes.
-pub(super) const HASH_SEEDS: [u32; 2] = [0x5eed_0001, 0x0bad_5eed];
 
 /// What must be enforced for programs to run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -10,21 +10,22 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use rustpython_vm as vm;
-use vm::builtins::{PyClassMethod, PyList, PyType};
+use vm::builtins::PyClassMethod;
 use vm::compiler::Mode;
-use vm::{AsObject, Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
+use vm::{Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
 
 use crate::exec::arithmetic;
 use crate::exec::child::{self, EXIT_NOT_ENTERED, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
 use crate::exec::filter::filter;
-use crate::exec::identity;
-use crate::exec::pool::HASH_SEEDS;
+use crate::exec::identity::{self, for_each_class};
 use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
 use crate::exec::sandbox::{self, Ending, Slot};
 
 /// First argument of a process that is to be a zygote; the second is the hash seed, the third the sandbox mode.
 pub const MARKER: &str = "--azr-executor-zygote";
+/// Hash seeds of a supervisor's two zygotes.
+pub const HASH_SEEDS: [u32; 2] = [0x5eed_0001, 0x0bad_5eed];
 /// Deepest recursion of Python code, the same in every build.
 const RECURSION_LIMIT: usize = 1000;
 
@@ -196,21 +197,6 @@ fn import(vm: &VirtualMachine, modules: &[&str]) {
             let _ = vm.run_code_obj(code, vm.new_scope_with_builtins());
         }
     }
-}
-
-/// Every class that is there, some of them more than once: `class` and those made from it.
-pub(super) fn for_each_class(vm: &VirtualMachine, class: &PyObjectRef, see: &mut dyn FnMut(&PyType)) -> PyResult<()> {
-    if let Some(class) = class.downcast_ref::<PyType>() {
-        see(class);
-    }
-    let subclasses = vm.ctx.types.type_type.get_attr(vm.ctx.intern_str("__subclasses__"));
-    let subclasses = subclasses.map(|f| f.call((class.clone(),), vm)).transpose()?;
-    for subclass in subclasses.iter().filter_map(|s| s.downcast_ref::<PyList>()).flat_map(|s| s.borrow_vec().to_vec()) {
-        if !subclass.is(class) && !subclass.is(vm.ctx.types.type_type) {
-            for_each_class(vm, &subclass, see)?;
-        }
-    }
-    Ok(())
 }
 
 /// RustPython 0.5.0 panics when it is asked for the name of some of its own types, unless the name is known.
