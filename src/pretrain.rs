@@ -134,7 +134,11 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
             .collect();
         let reports = trainer.accumulate(&seqs)?;
         let loss: f64 = reports.iter().flatten().map(|r| f64::from(r.loss)).sum();
-        trainer.update(learning_rate(config.learning_rate, step, num_steps) as f32)?;
+        let norm = trainer.update(learning_rate(config.learning_rate, step, num_steps) as f32)?;
+        if !norm.is_finite() {
+            return Err(Error::failure(format!("the gradient norm is {norm} in step {step}"))
+                .with_hint("lower the learning rate"));
+        }
         tokens += size as u64;
         report(Progress { step, tokens, loss, tokens_per_s: tokens as f64 / start.elapsed().as_secs_f64() });
     }

@@ -172,6 +172,9 @@ impl<B: Backend + Clone> Selftest<B> {
             }
         }
         let norm = trainer.update(1e-3)?;
+        if !norm.is_finite() {
+            return Ok(Err(format!("the gradient norm is {norm}")));
+        }
         Ok(Ok(format!("{tokens} tokens drawn with the trainer's bits, gradient norm {norm:.3}")))
     }
 }

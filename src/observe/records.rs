@@ -55,7 +55,7 @@ pub struct StepMetrics {
     pub num_probes: usize,
     /// Loss.
     pub loss: f64,
-    /// Gradient norm before clipping.
+    /// Gradient norm before clipping; null where it was not finite, and the weights are as they were.
     pub grad_norm: f64,
     /// Learning rate.
     pub learning_rate: f64,

@@ -141,6 +141,7 @@ impl<B: Backend> Run<B> {
         metrics.prompts_left_out = left_out;
         metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
+        metrics.alarms.extend(self.alarms.observe_gradient(metrics.grad_norm)?);
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.device_idle_share = metrics.device_idle_s / metrics.step_s;

@@ -139,7 +139,7 @@ fn solved<'a>(attempt: &'a Attempt, prompt: &'a Arc<[u32]>, config: Config) -> S
 pub struct UpdateStats {
     /// Loss.
     pub loss: f64,
-    /// Gradient norm before clipping.
+    /// Gradient norm before clipping. Where it is not finite, the weights are as they were.
     pub grad_norm: f64,
     /// Share of response tokens where the clip decided.
     pub clip_fraction: f64,
@@ -183,16 +183,19 @@ pub(super) fn merge<'a>(samples: impl Iterator<Item = (&'a Sample<'a>, f32)>) ->
     kept
 }
 
-/// One optimiser step on all samples.
+/// One optimiser step on all samples; none where there are no samples.
 ///
 /// # Errors
-/// When the gradient is not finite.
+/// When the device fails.
 pub fn update<B: Backend>(
     trainer: &mut Trainer<B>,
     samples: &[Sample<'_>],
     config: &TrainConfig,
     temperature: f64,
 ) -> Result<UpdateStats> {
+    if samples.is_empty() {
+        return Ok(UpdateStats::default());
+    }
     let counts: Vec<usize> = samples.iter().map(|s| s.completion.tokens.len()).collect();
     let weights = token_weights(config.loss_aggregation, &counts);
     let loss = PolicyLoss {

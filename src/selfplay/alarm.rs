@@ -2,12 +2,14 @@
 //! programs become near-identical, answers few, and every probe agrees.
 //!
 //! A sign that lasts for some steps on end is an alarm. Shares are judged as they are; entropy, length and validity against
-//! their own means over the first steps, which the state carries through a resumption. A hit of a constraint is an alarm at
-//! once. Pure. Not here: what is done about an alarm (`pipeline`).
+//! their own means over the first steps, which the state carries through a resumption. A hit of a constraint and a gradient that is
+//! not finite are alarms at once. Pure. Not here: what is done about an alarm (`pipeline`).
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
 
 /// Steps whose means later ones are compared with.
 const REFERENCE_STEPS: u64 = 10;
@@ -19,6 +21,8 @@ const MIN_INFORMATIVE: f64 = 0.05;
 const MIN_ENTROPY: f64 = 0.3;
 const MIN_VALID: f64 = 0.5;
 const MAX_LENGTH: f64 = 2.5;
+/// Most steps on end that change no weight, whatever is done about alarms.
+const MAX_SKIPPED: u64 = 20;
 
 /// What is done about an alarm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,12 +65,19 @@ pub struct Alarms {
     /// Steps on end with a hit, by constraint.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     hits: BTreeMap<String, u64>,
+    /// Steps on end whose gradient was not finite.
+    #[serde(skip_serializing_if = "is_zero")]
+    skipped: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 impl Alarms {
     /// Steps that the oldest of the present signs has lasted for, alarm or not yet.
     pub fn longest(&self) -> u64 {
-        self.lasting.values().chain(self.hits.values()).copied().max().unwrap_or(0)
+        self.lasting.values().chain(self.hits.values()).copied().max().unwrap_or(0).max(self.skipped)
     }
 
     /// Takes a step's hits of constraints in, by name. Returns alarms with the number of steps on end that had such hits.
@@ -74,6 +85,21 @@ impl Alarms {
         let lasting = |name: &String| (name.clone(), self.hits.get(name).copied().unwrap_or(0) + 1);
         self.hits = names.map(lasting).collect();
         self.hits.iter().map(|(name, steps)| (format!("constraint {name}"), *steps)).collect()
+    }
+
+    /// Takes a step's gradient norm in. Returns an alarm with the number of steps on end that changed no weight, since
+    /// theirs was not finite.
+    ///
+    /// # Errors
+    /// When there were so many that no other is to be expected.
+    pub fn observe_gradient(&mut self, norm: f64) -> Result<Option<(String, u64)>> {
+        self.skipped = if norm.is_finite() { 0 } else { self.skipped + 1 };
+        match self.skipped {
+            0 => Ok(None),
+            MAX_SKIPPED.. => Err(Error::failure(format!("the gradient was not finite in {MAX_SKIPPED} steps on end"))
+                .with_hint("go on from an earlier checkpoint with a lower train.learning_rate")),
+            n => Ok(Some(("gradient".to_owned(), n))),
+        }
     }
 
     /// Takes a step in. Returns the signs that have lasted for `patience` steps or more, with the number of steps.
@@ -122,6 +148,19 @@ mod tests {
             assert!(alarms.observe(&HEALTHY, 1).is_empty());
         }
         alarms
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_an_alarm_and_many_are_the_end() {
+        let mut alarms = Alarms::default();
+        assert_eq!(alarms.observe_gradient(1.0).expect("finite"), None);
+        for n in 1..MAX_SKIPPED {
+            let alarm = alarms.observe_gradient(f64::NAN).expect("there may be some");
+            assert_eq!((alarm, alarms.longest()), (Some(("gradient".to_owned(), n)), n));
+        }
+        assert!(alarms.clone().observe_gradient(f64::INFINITY).is_err());
+        assert_eq!(alarms.observe_gradient(0.0).expect("finite"), None);
+        assert!(alarms.observe_gradient(f64::INFINITY).is_ok(), "it counts steps on end");
     }
 
     #[test]

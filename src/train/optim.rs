@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::compute::ops::{AdamW, Backend, HeadReport, MomentPrecision};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::forward::Decoder;
 use crate::train::backward::micro_batch;
 use crate::train::loss::TrainSeq;
@@ -105,11 +105,11 @@ impl<B: Backend> Trainer<B> {
         Ok(reports)
     }
 
-    /// One AdamW step on the accumulated gradients, which are then zero. Returns their norm before clipping. Gradients
-    /// that are not finite change nothing.
+    /// One AdamW step on the accumulated gradients, which are then zero. Returns their norm before clipping. Where that is
+    /// not finite, there is no step: weights and moments are as they were.
     ///
     /// # Errors
-    /// When the gradient norm is not finite, or the device fails.
+    /// When the device fails.
     pub fn update(&mut self, learning_rate: f32) -> Result<f64> {
         let Trainer { decoder, config, grads, moments, step } = self;
         let hyper = AdamW {
@@ -133,10 +133,7 @@ impl<B: Backend> Trainer<B> {
             Ok(())
         })?;
         let norm = decoder.backend().norm(&clip)?;
-        if !norm.is_finite() {
-            return Err(Error::failure(format!("the gradient norm is {norm}")).with_hint("lower train.learning_rate"));
-        }
-        *step += 1;
+        *step += u64::from(norm.is_finite());
         Ok(norm)
     }
 

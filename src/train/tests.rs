@@ -309,12 +309,12 @@ fn a_norm_that_is_not_finite_changes_nothing() {
         seqs[1].targets[3].loss = HeadLoss::Nll { weight: f32::INFINITY };
         trainer.accumulate(&seqs).expect("the sequences fit");
         let before = trainer.weights().expect("read");
-        assert!(trainer.update(1e-3).expect_err("the norm is not finite").to_string().contains("gradient norm"));
+        assert!(!trainer.update(1e-3).expect("the device works").is_finite());
         assert_eq!((trainer.weights().expect("read"), trainer.num_updates()), (before, 0));
         assert!(trainer.gradients().expect("read").iter().all(|(.., g)| g.iter().all(|g| *g == 0.0)));
         assert!(trainer.moments().expect("read").iter().all(|(.., g)| g.iter().all(|g| *g == 0.0)));
         trainer.accumulate(&sequences(&spec)).expect("the sequences fit");
-        trainer.update(1e-3).expect("it goes on");
+        assert!(trainer.update(1e-3).expect("the device works").is_finite());
     }
     check(CpuBackend::new(2).expect("threads start"));
     check(emulated_gpu(90));

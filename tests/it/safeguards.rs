@@ -224,6 +224,19 @@ fn hits_of_constraints_are_counted_alarm_and_cost_reward() {
 }
 
 #[test]
+fn a_gradient_that_is_not_finite_changes_no_weight_and_ends_no_run() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    // Rewards whose sum is no number any more.
+    let huge = file(dir.path(), "huge.jsonl", r#"{"name": "e", "pattern": "e", "penalty": 1e308}"#);
+    train(&out, 2, &[&format!("selfplay.constraints={}", text(&huge))]);
+    let metrics = json_lines(&out.join("metrics.jsonl"));
+    assert_eq!(metrics.iter().map(|m| m["alarms"]["gradient"].clone()).collect::<Vec<_>>(), [1, 2]);
+    let weights = |step| std::fs::read(checkpoint(&out, step).join("model.safetensors")).expect("weights");
+    assert_eq!(weights(0), weights(2));
+}
+
+#[test]
 fn bad_constraints_are_named() {
     let dir = tempfile::tempdir().expect("a folder");
     let cases = [
