@@ -1,6 +1,6 @@
 //! The run directory: files that appear whole or not at all, and where each thing lies.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -102,6 +102,19 @@ impl RunDir {
     pub fn create(root: &Path) -> Result<Self> {
         fs::create_dir_all(root.join("checkpoints")).map_err(|e| Error::io("create", root, &e))?;
         Ok(Self::at(root))
+    }
+
+    /// Takes the directory for this process, as long as the file lives. A file system without locks gives it to all.
+    ///
+    /// # Errors
+    /// When another process has it.
+    pub fn lock(&self) -> Result<File> {
+        let folder = File::open(&self.root).map_err(|e| Error::io("open", &self.root, &e))?;
+        match folder.try_lock() {
+            Err(TryLockError::WouldBlock) => Err(Error::usage(format!("a run in {} goes on", self.root.display()))
+                .with_hint("wait until it ends, or stop it with SIGTERM")),
+            Ok(()) | Err(TryLockError::Error(_)) => Ok(folder),
+        }
     }
 
     /// The directory.

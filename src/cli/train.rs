@@ -96,6 +96,7 @@ impl Job<'_> {
         let mut watch = Watch::open(config)?;
         // Nothing is left behind by a run that cannot start.
         let dir = RunDir::create(root)?;
+        let _locked = dir.lock()?;
         publish(&dir.file(RESOLVED), resolved.as_bytes())?;
         let console = Console::new(config.steps, quiet);
         let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };

@@ -270,6 +270,9 @@ fn the_first_signal_saves_and_the_run_can_be_resumed() {
     while std::fs::read(&metrics).expect("there").is_empty() {
         std::thread::sleep(Duration::from_millis(2));
     }
+    let second = run(&["--resume", text(&out), "--steps", "1"]);
+    expect_code(&second, 2);
+    assert!(stderr(&second).contains("goes on"), "{}", stderr(&second));
     signal(&child, "TERM");
     let output = child.wait_with_output().expect("it ends");
     expect_code(&output, 75);
