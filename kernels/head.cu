@@ -152,12 +152,6 @@ DEV void share_logits(u32 logits, const float (&acc)[8][4]) {
 
 DEV u32 warp_logits(u32 base) { return base + threadIdx.x / 32 * (16 * LOGITS_STRIDE); }
 
-// Whether score a (of token a) goes before b: of equals the first.
-DEV bool goes_before(float a, u32 token_a, float b, u32 token_b) {
-  if (PLANTED(head_last_of_equals)) return a > b || (a == b && token_a > token_b);
-  return a > b || (a == b && token_a < token_b);
-}
-
 // Numbers of 16 rows of one tile. `best` may be null: then nothing is drawn.
 DEV void reduce_tile(u32 logits, const HeadRow* rows, int row0, int num_rows, int token0, int v,
                      TileStats* stats, TileBest* best, float* target_z, u32 key0, u32 key1) {
@@ -315,47 +309,27 @@ DEV RowStats merge_tiles(const TileStats* stats, int num_tiles, float* scratch) 
 
 // The drawn token of a row, one block a row.
 KERNEL(THREADS, head_draw)
-(const TileStats* stats, const TileBest* best, DrawnRow* drawn, int num_tiles) {
+(const TileStats* stats, const TileBest* bests, DrawnRow* drawn, int num_tiles) {
   SHARED(float, scratch, 3 * WARPS);
   SHARED(float, scores, WARPS);
   SHARED(float, zs, WARPS);
   SHARED(u32, tokens, WARPS);
-  const TileStats* row_stats = stats + (u64)blockIdx.x * num_tiles;
-  const TileBest* row_best = best + (u64)blockIdx.x * num_tiles;
-  float score = float_of(0xff800000u), z = 0.0f;
-  u32 token = ~0u;
-  for (int i = threadIdx.x; i < num_tiles; i += THREADS) {
-    TileBest b = row_best[i];
-    if (goes_before(b.score, b.token, score, token)) {
-      score = b.score;
-      token = b.token;
-      z = row_stats[i].best_z;
-    }
-  }
-  for (int lanes = 16; lanes > 0; lanes >>= 1) {
-    float other_score = shuffle_xor(score, lanes), other_z = shuffle_xor(z, lanes);
-    u32 other_token = shuffle_xor(token, lanes);
-    if (goes_before(other_score, other_token, score, token)) {
-      score = other_score;
-      token = other_token;
-      z = other_z;
-    }
-  }
+  const TileStats* tile_stats = stats + (u64)blockIdx.x * num_tiles;
+  const TileBest* tile_best = bests + (u64)blockIdx.x * num_tiles;
+  Best best = {float_of(0xff800000u), 0.0f, ~0u};
+  for (int i = threadIdx.x; i < num_tiles; i += THREADS)
+    best = better(best, {tile_best[i].score, tile_stats[i].best_z, tile_best[i].token});
+  best = best_of_warp(best);
   if (threadIdx.x % 32 == 0) {
-    scores[threadIdx.x / 32] = score;
-    tokens[threadIdx.x / 32] = token;
-    zs[threadIdx.x / 32] = z;
+    scores[threadIdx.x / 32] = best.score;
+    tokens[threadIdx.x / 32] = best.token;
+    zs[threadIdx.x / 32] = best.z;
   }
-  RowStats row = merge_tiles(row_stats, num_tiles, scratch);  // Its barriers show the warps' bests.
+  // Its barriers show the bests of all warps.
+  RowStats row = merge_tiles(tile_stats, num_tiles, scratch);
   if (threadIdx.x != 0) return;
-  for (int w = 1; w < WARPS; w++) {
-    if (goes_before(scores[w], tokens[w], score, token)) {
-      score = scores[w];
-      token = tokens[w];
-      z = zs[w];
-    }
-  }
-  drawn[blockIdx.x] = {token, z - row.log_sum, row.entropy, row.log_sum};
+  for (int w = 1; w < WARPS; w++) best = better(best, {scores[w], zs[w], tokens[w]});
+  drawn[blockIdx.x] = {best.token, best.z - row.log_sum, row.entropy, row.log_sum};
 }
 EXPORT(head_draw)
 

@@ -7,8 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use half::bf16;
 
-use crate::compute::cpu::gemm::Isa;
-use crate::compute::cpu::head::draw as draw_from_logits;
 use crate::compute::cuda_batch::{CudaBatch, CudaSeats, Decode, Given, locked};
 use crate::compute::launch::attention::{
     self, Angles as LaunchAngles, DecodePlan, DecodeSeq, HeadNorms, RopePlan, Saved, SpanPlan,
@@ -16,8 +14,8 @@ use crate::compute::launch::attention::{
 use crate::compute::launch::device::{Buf, Device};
 use crate::compute::launch::graph::Pinned;
 use crate::compute::launch::head::{
-    DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, head_draw, head_forward, head_gradient,
-    head_logits, head_policy,
+    DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, draw_kept, head_draw, head_forward,
+    head_gradient, head_logits, head_policy,
 };
 use crate::compute::launch::optim::{
     ClipState, Parameter, Rounding, adamw_bf16, adamw_f32, clip_factor, join_master, norm_blocks, norm_partials,
@@ -139,41 +137,6 @@ impl CudaBackend {
         let (numbers, mut to) = (self.device.upload(numbers)?, self.device.alloc(numbers.len() * d)?);
         rows::embed_forward(&self.device, &numbers.view(), &from.view(), d, &mut to.view_mut())?;
         Ok(to)
-    }
-
-    /// Tokens drawn from whole logits, on the host: the kernels have neither top-k nor top-p.
-    fn draw_on_host(
-        &self,
-        x_td: &Buf<bf16>,
-        d: usize,
-        head: Weight<'_, CudaParam, CudaLinear>,
-        draws: &[(usize, Draw, u32)],
-        seed: u64,
-    ) -> Result<Vec<Drawn>> {
-        let rows: Vec<HeadRow> = draws.iter().map(|(row, ..)| HeadRow::logits(*row as u32)).collect();
-        let mut logits = self.logits_of(x_td, d, head, &rows)?;
-        let isa = Isa::detect();
-        let rows = logits.chunks_exact_mut(head.layout.n).zip(draws);
-        Ok(rows.map(|(logits, (_, how, position))| draw_from_logits(isa, logits, how, *position, seed)).collect())
-    }
-
-    /// Tokens drawn by the head's kernels.
-    fn draw_on_device(
-        &self,
-        x_td: &Buf<bf16>,
-        d: usize,
-        head: Weight<'_, CudaParam, CudaLinear>,
-        draws: &[(usize, Draw, u32)],
-        seed: u64,
-    ) -> Result<Vec<Drawn>> {
-        let rows: Vec<HeadRow> = draws.iter().map(|(row, how, at)| HeadRow::draw(*row as u32, how, *at)).collect();
-        let rows = self.device.upload(&rows)?;
-        let input = HeadInput { x_td: x_td.view(), rows: rows.view(), w_vd: head.param.weight.view(), d };
-        let mut scratch = HeadScratch::new(&self.device, rows.len(), head.layout.n, true)?;
-        head_forward(&self.device, &input, seed, &mut scratch)?;
-        let mut drawn = self.device.alloc::<DrawnRow>(rows.len())?;
-        head_draw(&self.device, &scratch, &mut drawn.view_mut())?;
-        Ok(self.device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
     }
 
     fn logits_of(
@@ -591,15 +554,18 @@ impl Backend for CudaBackend {
         draws: &[(usize, Draw, u32)],
         seed: u64,
     ) -> Result<Vec<Drawn>> {
-        let (device, host): (Vec<_>, Vec<_>) = draws.iter().partition(|(_, how, _)| how.is_full());
-        if host.is_empty() {
-            return self.draw_on_device(x_td, d, head, draws, seed);
+        let rows: Vec<HeadRow> = draws.iter().map(|(row, how, at)| HeadRow::draw(*row as u32, how, *at)).collect();
+        let (device, rows) = (&self.device, self.device.upload(&rows)?);
+        let input = HeadInput { x_td: x_td.view(), rows: rows.view(), w_vd: head.param.weight.view(), d };
+        let mut scratch = HeadScratch::new(device, rows.len(), head.layout.n, true)?;
+        head_forward(device, &input, seed, &mut scratch)?;
+        let mut drawn = device.alloc::<DrawnRow>(rows.len())?;
+        head_draw(device, &scratch, &mut drawn.view_mut())?;
+        if draws.iter().any(|(_, how, _)| !how.is_full()) {
+            scratch.hold_logits(device)?;
+            draw_kept(device, &input, seed, &mut scratch, &mut drawn.view_mut())?;
         }
-        let mut on_host = self.draw_on_host(x_td, d, head, &host, seed)?.into_iter();
-        let on_device = if device.is_empty() { Vec::new() } else { self.draw_on_device(x_td, d, head, &device, seed)? };
-        let mut on_device = on_device.into_iter();
-        let one = |(_, how, _): &(usize, Draw, u32)| if how.is_full() { on_device.next() } else { on_host.next() };
-        Ok(draws.iter().map(one).map(|drawn| drawn.expect("one for each")).collect())
+        Ok(device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
     }
 
     fn seats(&self, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Option<CudaSeats>> {
@@ -625,8 +591,10 @@ impl Backend for CudaBackend {
         let (device, w_vd, d) = (&self.device, head.param.weight.view(), head.layout.k);
         seats.step(device, self.graphs, seed, extent, |batch, rows, scratch, drawn| {
             let x_td = hidden(batch)?.view();
-            head_forward(device, &HeadInput { x_td, rows, w_vd, d }, seed, scratch)?;
-            head_draw(device, scratch, drawn)
+            let input = HeadInput { x_td, rows, w_vd, d };
+            head_forward(device, &input, seed, scratch)?;
+            head_draw(device, scratch, drawn)?;
+            if batch.keeps() { draw_kept(device, &input, seed, scratch, drawn) } else { Ok(()) }
         })
     }
 

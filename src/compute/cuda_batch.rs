@@ -115,6 +115,11 @@ impl CudaBatch {
         }
     }
 
+    /// Whether rows may have top-k or top-p: known of seats.
+    pub(super) fn keeps(&self) -> bool {
+        matches!(self, CudaBatch::Seated(b) if b.shape.keeps)
+    }
+
     pub(super) fn spans(&self) -> Option<(&SpanPlan, View<'_, u32>)> {
         match self {
             CudaBatch::Given(b) => b.spans.as_ref().map(|(plan, packed)| (plan, packed.view())),
@@ -125,7 +130,7 @@ impl CudaBatch {
 
 impl CudaSeats {
     pub(super) fn new(device: &Device, heads: Heads, v: usize, capacity: usize, max_tokens: usize) -> Result<Self> {
-        let shape = Shape { rows: 0, chunks: 0, shared: 0 };
+        let shape = Shape::default();
         let state = SeatState::new(device, heads, capacity, max_tokens)?;
         let (capacity, parts) = (state.capacity(), state.capacity() * state.max_chunks() * heads.num_heads);
         let parts = Mutex::new((device.alloc(parts * heads.head_dim)?, device.alloc(parts * 2)?));
@@ -173,6 +178,10 @@ impl CudaSeats {
         let seated = batch.seated_mut();
         let shape = seated.state.shape(device, count, longest)?;
         seated.shape = shape;
+        // Graphs know where it lies.
+        if shape.keeps {
+            scratch.hold_logits(device)?;
+        }
         let (batch, state) = (&*batch, &batch.seated().state);
         let mut drawn = drawn.view_mut();
         let mut drawn = drawn.part(0, shape.rows);

@@ -95,7 +95,7 @@ pub struct Seat<'a> {
     pub token: u32,
     /// Its position.
     pub pos: usize,
-    /// How to draw: without top-k and top-p.
+    /// How to draw.
     pub draw: Draw,
     /// Tokens after which it ends, at most [`MAX_STOPS`].
     pub stop: &'a [u32],

@@ -1,8 +1,8 @@
 //! The rollout engine: the scheduler's plans, run on a decoder.
 //!
 //! Where the device has seats, a step launches its rows and then takes in what the step before has drawn: the device
-//! always has work, and a sample's end becomes known a step late. Elsewhere, and for samples that are drawn from whole
-//! logits, a step waits for its own draws. Both give the same bits.
+//! always has work, and a sample's end becomes known a step late. Elsewhere, and for samples with more stop tokens than a
+//! seat knows, a step waits for its own draws. Both give the same bits.
 
 use std::time::Instant;
 

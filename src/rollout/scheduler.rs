@@ -177,7 +177,7 @@ pub struct Scheduler {
 
 /// Whether a request is nothing for a seat.
 fn is_unusual(request: &SampleRequest) -> bool {
-    request.top_k != 0 || request.top_p < 1.0 || request.stop.len() > MAX_STOPS
+    request.stop.len() > MAX_STOPS
 }
 
 impl Scheduler {

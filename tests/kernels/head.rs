@@ -6,8 +6,8 @@ use azr::compute::cpu::gemm::Isa;
 use azr::compute::cpu::{head as cpu, math};
 use azr::compute::launch::device::Device;
 use azr::compute::launch::head::{
-    Blocks, DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, RowSlope, head_draw, head_forward,
-    head_gradient, head_logits, head_policy,
+    Blocks, DrawnRow, HeadInput, HeadRow, HeadScratch, PolicyReport, PolicyRow, RowSlope, draw_kept, head_draw,
+    head_forward, head_gradient, head_logits, head_policy,
 };
 use azr::compute::ops::{Draw, Drawn, HeadLoss, HeadReport, HeadTarget};
 use azr_kernel_emu::{Arithmetic, Emulator, Schedule};
@@ -83,6 +83,13 @@ fn how(row: usize) -> (Draw, u32) {
     (Draw { seq: 77 * row as u64 + (5 << 32), temperature, top_p: 1.0, top_k: 0 }, 100 + row as u32)
 }
 
+/// The same with top-k, top-p, both, or neither.
+fn how_kept(row: usize) -> (Draw, u32) {
+    let (how, position) = how(row);
+    let (top_k, top_p) = [(0, 0.6), (3, 1.0), (0, 1.0), (20, 0.9), (5, 0.999), (1 << 40, 0.05)][row % 6];
+    (Draw { top_k, top_p, ..how }, position)
+}
+
 fn draw(device: &Device, batch: &Batch, hows: &[(Draw, u32)]) -> Result<Vec<Drawn>, String> {
     let rows: Vec<HeadRow> =
         batch.at.iter().zip(hows).map(|(at, (how, position))| HeadRow::draw(*at as u32, how, *position)).collect();
@@ -91,6 +98,10 @@ fn draw(device: &Device, batch: &Batch, hows: &[(Draw, u32)]) -> Result<Vec<Draw
         head_forward(device, input, SEED, &mut scratch)?;
         let mut drawn = device.alloc::<DrawnRow>(rows.len())?;
         head_draw(device, &scratch, &mut drawn.view_mut())?;
+        if hows.iter().any(|(how, _)| !how.is_full()) {
+            scratch.hold_logits(device)?;
+            draw_kept(device, input, SEED, &mut scratch, &mut drawn.view_mut())?;
+        }
         Ok(device.download(&drawn.view())?.into_iter().map(Drawn::from).collect())
     })
 }
@@ -106,7 +117,30 @@ fn noise(how: &Draw, position: u32, token: usize) -> f64 {
     f64::from(-math::ln(-math::ln(open_unit_f32(word))))
 }
 
+/// Smallest scaled logit that a row keeps, and whether another floor would be as right, but for rounding.
+fn floor(z: &[f64], how: &Draw, log_sum: f64) -> (f64, bool) {
+    if how.is_full() || how.temperature == 0.0 {
+        return (f64::NEG_INFINITY, false);
+    }
+    let mut sorted = z.to_vec();
+    sorted.sort_by(|a, b| b.total_cmp(a));
+    let (mut mass, mut near) = (0.0, false);
+    let most = if how.top_k == 0 { z.len() } else { how.top_k.min(z.len()) };
+    let by_mass = sorted.iter().take(most).position(|z| {
+        mass += (z - log_sum).exp();
+        near |= (mass - f64::from(how.top_p)).abs() < 1e-4;
+        mass >= f64::from(how.top_p)
+    });
+    let last = by_mass.filter(|_| how.top_p < 1.0).unwrap_or(most - 1);
+    near |= sorted.get(last + 1).is_some_and(|next| sorted[last] - next < 1e-4);
+    (sorted[last], near)
+}
+
 fn check_draw(device: &Device, shape: (usize, usize, usize)) -> Outcome {
+    check_draw_of(device, shape, how)
+}
+
+fn check_draw_of(device: &Device, shape: (usize, usize, usize), how: fn(usize) -> (Draw, u32)) -> Outcome {
     let batch = Batch::new(shape);
     let hows: Vec<(Draw, u32)> = (0..shape.0).map(how).collect();
     let drawn = draw(device, &batch, &hows)?;
@@ -115,8 +149,15 @@ fn check_draw(device: &Device, shape: (usize, usize, usize)) -> Outcome {
         let z: Vec<f64> = batch.logits(row).iter().map(|z| z * factor).collect();
         let (log_sum, entropy) = softmax(&z);
         let score = |v: usize| z[v] + if how.temperature > 0.0 { noise(how, *position, v) } else { 0.0 };
-        let best = (0..z.len()).map(score).fold(f64::NEG_INFINITY, f64::max);
+        let (floor, near) = floor(&z, how, log_sum);
+        if near {
+            continue;
+        }
+        let best = (0..z.len()).filter(|v| z[*v] >= floor).map(score).fold(f64::NEG_INFINITY, f64::max);
         let token = drawn.token as usize;
+        if z.get(token).is_some_and(|z| *z < floor) {
+            return Err(format!("row {row}: token {token} is not kept"));
+        }
         if token >= z.len() || score(token) < best - 1e-4 {
             return Err(format!("row {row}: token {token} is not the best"));
         }
@@ -127,7 +168,7 @@ fn check_draw(device: &Device, shape: (usize, usize, usize)) -> Outcome {
 }
 
 /// With exact logits the token is the CPU's, equals included.
-fn check_exact_draw(device: &Device, shape: (usize, usize, usize)) -> Outcome {
+fn check_exact_draw(device: &Device, shape: (usize, usize, usize), how: fn(usize) -> (Draw, u32)) -> Outcome {
     let batch = Batch::exact(shape);
     let hows: Vec<(Draw, u32)> = (0..shape.0).map(how).collect();
     let drawn = draw(device, &batch, &hows)?;
@@ -258,7 +299,17 @@ fn head_forward_and_head_draw_are_right() {
 #[test]
 fn head_draw_takes_the_token_of_the_cpu() {
     for shape in [(5, 37, 8), (3, 1029, 16), (65, 200, 8)] {
-        holds(|device| check_exact_draw(device, shape).map_err(|wrong| format!("{shape:?}: {wrong}")));
+        holds(|device| check_exact_draw(device, shape, how).map_err(|wrong| format!("{shape:?}: {wrong}")));
+    }
+}
+
+#[test]
+fn draw_kept_is_right_and_takes_the_token_of_the_cpu() {
+    for shape in [(1, 37, 8), (6, 600, 24), (66, 70, 16)] {
+        holds(|device| check_draw_of(device, shape, how_kept).map_err(|wrong| format!("{shape:?}: {wrong}")));
+    }
+    for shape in [(66, 37, 8), (6, 700, 8)] {
+        holds(|device| check_exact_draw(device, shape, how_kept).map_err(|wrong| format!("{shape:?}: {wrong}")));
     }
 }
 
@@ -366,7 +417,11 @@ fn planted_faults_are_found() {
     }
     // With one stage, logits overwrite the one being read.
     finds("head_no_last_barrier", |device| check_draw(device, (13, 301, 8)));
-    finds("head_last_of_equals", |device| check_exact_draw(device, (5, 200, 8)));
+    finds("head_last_of_equals", |device| check_exact_draw(device, (5, 200, 8), how));
+    finds("keep_either", |device| check_draw_of(device, (12, 300, 8), how_kept));
+    for fault in ["keep_no_equals", "keep_no_barrier"] {
+        finds(fault, |device| check_exact_draw(device, (6, 700, 8), how_kept));
+    }
     finds("head_merge_no_barrier", |device| check_draw(device, (2, 301, 8)));
     for fault in ["head_no_share_sync", "head_no_reuse_sync"] {
         finds(fault, |device| check_draw(device, (67, 64, 8)));

@@ -50,7 +50,7 @@ fn check_seats(device: &Device) -> Outcome {
             let at = pos + moves;
             let slot = if n + 1 > ends { u32::MAX } else { tables[i][at / PAGE] * PAGE as u32 + (at % PAGE) as u32 };
             let token = if moves == 0 { 50 } else { DRAWS[moves - 1] };
-            let head: [u32; 8] = bytemuck::cast(rows[*seat]);
+            let head: [u32; 12] = bytemuck::cast(rows[*seat]);
             let found = (tokens[*seat], positions[*seat], slots[*seat], head[4], head[0]);
             if found != (token, at as u32, slot, at as u32 + 1, *seat as u32) {
                 return Err(format!("seat {seat} after {} draws: {found:?}, not {token} at {at}, slot {slot}", n + 1));
@@ -121,7 +121,8 @@ fn request(id: u64, prompt: &Arc<[u32]>, max_new: usize) -> SampleRequest {
     SampleRequest { id, prompt: prompt.clone(), max_new, stop: Arc::new([]), temperature: 1.0, top_p: 1.0, top_k: 0 }
 }
 
-/// Samples of every length up to 12, that stop or not: two of a prompt with a whole chunk of keys, and short ones.
+/// Samples of every length up to 12, that stop or not, with top-k and top-p or without: two of a prompt with a whole chunk
+/// of keys, and short ones.
 fn requests() -> Vec<SampleRequest> {
     let (long, short) = (prompt(270, 0), prompt(17, 1));
     let long = (0..3).map(|i| request(i, &long, 6 + i as usize));
@@ -129,6 +130,8 @@ fn requests() -> Vec<SampleRequest> {
     all.map(|r| SampleRequest {
         stop: if r.id.is_multiple_of(2) { Arc::new([3, 9]) } else { Arc::new([]) },
         temperature: if r.id == 5 { 0.0 } else { 1.0 },
+        top_k: if r.id == 12 { 3 } else { 0 },
+        top_p: if r.id == 14 { 0.5 } else { 1.0 },
         ..r
     })
     .collect()
@@ -191,8 +194,8 @@ fn graphs_batches_and_lateness_change_no_bit() {
             done.sort_by_key(|c| c.id);
             assert_eq!(done, want, "{max_running} at once, {max_rows} rows");
         }
-        // One that is drawn on the host, from whole logits, changes nothing for those beside it.
-        let unusual = SampleRequest { top_k: 48, id: 13, ..all[0].clone() };
+        // One whose stop tokens only the host knows changes nothing for those beside it.
+        let unusual = SampleRequest { stop: (100..109).collect(), id: 13, ..all[0].clone() };
         let (long, short) = (all.iter().find(|r| r.id == 2), all.iter().find(|r| r.id == 4));
         let mixed = [long.cloned(), Some(unusual.clone()), short.cloned()];
         mixed.iter().flatten().for_each(|r| engine.submit(r.clone()).expect("it fits"));
@@ -239,7 +242,7 @@ fn samples_that_have_ended_leave_their_neighbours_alone() {
 }
 
 /// Samples of few prompts, some with chunks of keys to share, that come in waves while others run, to an engine with room for
-/// few or many, in which one or the other is drawn on the host: each draws what it draws alone.
+/// few or many, in which one or the other is ended by the host, or has top-k or top-p: each draws what it draws alone.
 fn check_waves(decoder: &Decoder<CudaBackend>, seed: u64) -> Outcome {
     let mut rng = Rng::new(seed, Purpose::Test, 3, 0);
     let prompts: Vec<Arc<[u32]>> =
@@ -258,8 +261,11 @@ fn check_waves(decoder: &Decoder<CudaBackend>, seed: u64) -> Outcome {
                 let which = if rng.below(4) == 0 { 1 + 2 * rng.below(2) } else { 2 * rng.below(2) };
                 let longest = if rng.below(3) == 0 { 40 } else { 6 };
                 let mut r = request(sent.len() as u64, &prompts[which], 1 + rng.below(longest));
-                r.top_k = if rng.below(25) == 0 { 40 } else { 0 };
+                let unusual = rng.below(25) == 0;
                 r.stop = if rng.below(3) == 0 { Arc::new([3, 9, 20, 31]) } else { Arc::new([]) };
+                r.stop = if unusual { (100..109).collect() } else { r.stop };
+                r.top_k = if r.id % 16 == 3 { 4 } else { 0 };
+                r.top_p = if r.id % 16 == 11 { 0.7 } else { 1.0 };
                 engine.submit(r.clone()).expect("it fits");
                 sent.push(r);
             }

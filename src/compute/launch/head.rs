@@ -1,6 +1,6 @@
 //! Launchers of the LM head: rows of the hidden state times the vocabulary's weight, reduced to log-probability, entropy
 //! and a drawn token, or to the policy gradient of the logits in chunks. Shapes T rows, D model width (a multiple of 8),
-//! V vocabulary. Top-k and top-p are for evaluation: [`head_logits`], then `cpu::head::draw`.
+//! V vocabulary. Rows with top-k or top-p, which are for evaluation, are drawn again from whole logits: [`draw_kept`].
 
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
@@ -17,6 +17,10 @@ const TILE_TOKENS: usize = 64;
 /// Elements of D of a pipeline stage, and stages.
 const STEP: usize = 32;
 const STAGES: usize = 4;
+/// Threads of `keep.cu`'s blocks.
+const KEEP_THREADS: u32 = 512;
+/// Most rows whose whole logits are there at once.
+const KEPT_ROWS: usize = 64;
 /// Most blocks of a grid in y.
 const MAX_GRID_Y: usize = 65_535;
 
@@ -31,18 +35,16 @@ pub struct HeadRow {
     position: u32,
     seq_low: u32,
     seq_high: u32,
-    unused: u32,
+    top_k: u32,
+    top_p: f32,
+    unused: [u32; 3],
 }
 
 impl Element for HeadRow {}
 
 impl HeadRow {
     /// Asks for the token after a hidden row, drawn for this position of its sequence.
-    ///
-    /// # Panics
-    /// With top-k or top-p, which these kernels do not have.
     pub fn draw(row: u32, how: &Draw, position: u32) -> Self {
-        assert!(how.is_full(), "top-k and top-p are drawn from whole logits");
         let warm = how.temperature > 0.0;
         HeadRow {
             row,
@@ -52,7 +54,10 @@ impl HeadRow {
             position,
             seq_low: how.seq as u32,
             seq_high: (how.seq >> 32) as u32,
-            unused: 0,
+            // A vocabulary has fewer tokens.
+            top_k: u32::try_from(how.top_k).unwrap_or(0),
+            top_p: how.top_p,
+            unused: [0; 3],
         }
     }
 
@@ -64,7 +69,7 @@ impl HeadRow {
 
     /// Asks for the logits of a hidden row.
     pub fn logits(row: u32) -> Self {
-        HeadRow { row, token: u32::MAX, inv_temperature: 1.0, greedy: 1, ..Self::zeroed() }
+        HeadRow { row, token: u32::MAX, inv_temperature: 1.0, greedy: 1, top_p: 1.0, ..Self::zeroed() }
     }
 }
 
@@ -176,12 +181,14 @@ pub fn num_tiles(v: usize) -> usize {
     v.div_ceil(TILE_TOKENS)
 }
 
-/// Scratch of [`head_forward`] for up to `rows` rows: records of all tiles, 16 bytes (24 to draw) each.
+/// Scratch of [`head_forward`] for up to `rows` rows: records of all tiles, 16 bytes (24 to draw) each; and where
+/// [`draw_kept`] needs them whole logits of some rows.
 pub struct HeadScratch {
     v: usize,
     stats: Buf<f32>,
     best: Buf<u32>,
     target_z: Buf<f32>,
+    logits: Buf<f32>,
 }
 
 impl HeadScratch {
@@ -192,7 +199,19 @@ impl HeadScratch {
     pub fn new(device: &Device, rows: usize, v: usize, draws: bool) -> Result<Self> {
         let records = rows * num_tiles(v);
         let best = device.alloc(if draws { 2 * records } else { 0 })?;
-        Ok(HeadScratch { v, stats: device.alloc(4 * records)?, best, target_z: device.alloc(rows)? })
+        let (stats, target_z, logits) = (device.alloc(4 * records)?, device.alloc(rows)?, device.alloc(0)?);
+        Ok(HeadScratch { v, stats, best, target_z, logits })
+    }
+
+    /// Makes room for [`draw_kept`], once.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn hold_logits(&mut self, device: &Device) -> Result<()> {
+        if self.logits.is_empty() {
+            self.logits = device.alloc(self.target_z.len().min(KEPT_ROWS) * self.v)?;
+        }
+        Ok(())
     }
 
     fn check(&self, rows: usize) {
@@ -265,6 +284,37 @@ pub fn head_draw(device: &Device, scratch: &HeadScratch, drawn: &mut ViewMut<'_,
     let args = args![stats, best, drawn.at(), num_tiles(scratch.v) as i32];
     // SAFETY: one block per row; the scratch holds a record per row and tile.
     unsafe { device.launch(entry, Shape::new((t as u32, 1, 1), THREADS), args) }
+}
+
+/// Draws rows with top-k or top-p again, after [`head_draw`], from their whole logits, for which there must be room.
+///
+/// # Errors
+/// When a launch fails.
+pub fn draw_kept(
+    device: &Device,
+    input: &HeadInput<'_>,
+    seed: u64,
+    scratch: &mut HeadScratch,
+    drawn: &mut ViewMut<'_, DrawnRow>,
+) -> Result<()> {
+    let (t, v) = input.check();
+    assert_eq!(drawn.len(), t, "a draw per row");
+    // Counts of tokens are floats.
+    assert!(v < 1 << 24 && scratch.v == v, "scratch for a vocabulary of {v}");
+    let (key, room) = (stream_key(seed, Purpose::Sample), scratch.logits.len() / v);
+    assert!(t == 0 || room > 0, "room for logits");
+    for from in (0..t).step_by(room.max(1)) {
+        let count = room.min(t - from);
+        let part = HeadInput { rows: input.rows.part(from, count), ..*input };
+        let mut logits = scratch.logits.view_mut();
+        let mut logits = logits.part(0, count * v);
+        head_logits(device, &part, &mut logits)?;
+        let entry = Entry { file: "keep", name: "draw_kept" };
+        let args = args![logits.at(), part.rows.at(), drawn.part(from, count).at(), v as i32, key[0], key[1]];
+        // SAFETY: one block per row, with whole logits of each.
+        unsafe { device.launch(entry, Shape::new((count as u32, 1, 1), KEEP_THREADS), args)? };
+    }
+    Ok(())
 }
 
 /// Reports of targets from the records of [`head_forward`], and what [`head_gradient`] needs of each row.

@@ -20,7 +20,7 @@ const FINE_ROWS: usize = 64;
 const LEAST: usize = 8;
 
 /// What the launches of a step depend on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Shape {
     /// Rows: seats that compute, empty ones among them.
     pub rows: usize,
@@ -28,6 +28,8 @@ pub struct Shape {
     pub chunks: usize,
     /// Shared chunks, at most.
     pub shared: usize,
+    /// Whether a seat has top-k or top-p.
+    pub keeps: bool,
 }
 
 /// Rows of the batch that `seats` seats take.
@@ -64,6 +66,7 @@ pub struct SeatState {
     group: usize,
     num_pages: usize,
     num_shared: usize,
+    keeps: bool,
     /// Newest token of each seat, `[S]`.
     pub tokens: Buf<u32>,
     /// Its position, `[S]`.
@@ -97,6 +100,7 @@ impl SeatState {
             group: heads.group(),
             num_pages: 0,
             num_shared: 0,
+            keeps: false,
             tokens: device.zeros(capacity)?,
             positions: device.zeros(capacity)?,
             slots: device.upload(&vec![NO_SLOT; capacity])?,
@@ -136,7 +140,9 @@ impl SeatState {
             self.num_pages = seat.pages.iter().fold(self.num_pages, |n, p| n.max(*p as usize + 1));
             rows.push(SeatRow::new(seat));
         }
-        if seats.len() == prefixes.len() {
+        let all_new = seats.len() == prefixes.len();
+        self.keeps = (self.keeps && !all_new) || seats.iter().any(|s| !s.draw.is_full());
+        if all_new {
             device.clear(&mut self.left.view_mut())?;
             device.clear(&mut self.sequences.view_mut())?;
             device.write(&mut self.slots.view_mut(), &vec![NO_SLOT; self.capacity])?;
@@ -170,7 +176,7 @@ impl SeatState {
             let own = (0..self.capacity * chunks).flat_map(|i| [as_u32(i / chunks), as_u32(i % chunks)]);
             self.lists.insert(chunks, device.upload(&starts.chain(own).collect::<Vec<u32>>())?);
         }
-        Ok(Shape { rows: padded_rows(seats).min(self.capacity), chunks, shared: self.num_shared })
+        Ok(Shape { rows: padded_rows(seats).min(self.capacity), chunks, shared: self.num_shared, keeps: self.keeps })
     }
 
     /// Attention's work in a step of a shape that [`SeatState::shape`] gave.
