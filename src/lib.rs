@@ -146,6 +146,7 @@ pub mod selfplay {
     pub mod prompt;
     pub mod reward;
     pub mod task;
+    pub mod warmth;
 }
 
 /// Floor 6: THE self-play loop.

@@ -48,6 +48,7 @@ use crate::selfplay::config::Duplicates;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::Format;
+use crate::selfplay::warmth::Warmth;
 use crate::train::optim::Trainer;
 use crate::weights::model_files::ModelFiles;
 
@@ -154,6 +155,7 @@ pub fn train<B: Backend>(
         carried: Carried::default(),
         seen: Seen::default(),
         alarms: Alarms::default(),
+        warmth: Warmth::default(),
         stop,
     };
     let mut step = 0;
@@ -161,7 +163,7 @@ pub fn train<B: Backend>(
         Some((buffers, carried, counters)) => {
             step = counters.step;
             (run.buffers, run.carried) = (buffers, carried);
-            (run.seen, run.alarms) = (counters.seen, counters.alarms);
+            (run.seen, run.alarms, run.warmth) = (counters.seen, counters.alarms, counters.warmth);
             console.note(&format!("resuming after step {step}"));
         }
         None => {
@@ -275,7 +277,8 @@ fn on_alarm<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u6
 }
 
 fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -> Result<()> {
-    let counters = Counters::new(step, run.trainer.num_updates(), run.seen.clone(), run.alarms.clone());
+    let (seen, alarms, warmth) = (run.seen.clone(), run.alarms.clone(), run.warmth.clone());
+    let counters = Counters::new(step, run.trainer.num_updates(), seen, alarms, warmth);
     state::save(dir, &model.companions, &run.trainer, &run.buffers, &run.carried, &counters)
 }
 

@@ -4,6 +4,7 @@
 #   preset                                       the tiny preset as it is
 #   solver-only no-gate no-references            the same without a part,
 #   global-baseline type-baseline plain-rates    or with the paper's way in its place
+#   fixed-temperature
 #   small-gate small-bare                        many small steps, with the gate; without it, repeats of programs allowed
 #
 # Every run has THREADS threads and ends after STEPS steps or MINUTES minutes, whichever comes first, and is evaluated every
@@ -62,6 +63,7 @@ for name in $names; do
     no-references) options=(--set selfplay.num_references=0) ;;
     global-baseline) options=(--set selfplay.baseline=global) ;;
     type-baseline) options=(--set selfplay.baseline=sequence) ;;
+    fixed-temperature) options=(--set rollout.hold_entropy=0) ;;
     plain-rates) options=(--set train.final_norm_rate=1) ;;
     small-gate) options=("${small[@]}") ;;
     small-bare) options=("${small[@]}" "${bare[@]}" --set selfplay.duplicates=allow) ;;

@@ -213,7 +213,7 @@ fn preset_text(preset: Preset) -> &'static str {
     match preset {
         Preset::Tiny => {
             "steps = 100\n\
-             rollout = { max_prompt = 400, max_propose = 192, max_solve = 96 }\n\
+             rollout = { max_prompt = 400, max_propose = 192, max_solve = 96, hold_entropy = 0.9 }\n\
              checkpoint = { every_steps = 20 }\n\
              [train]\n\
              learning_rate = 5e-5\n\

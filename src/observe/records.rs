@@ -57,6 +57,8 @@ pub struct StepMetrics {
     pub loss: f64,
     /// Gradient norm before clipping; null where it was not finite, and the weights are as they were.
     pub grad_norm: f64,
+    /// Temperature of the samples.
+    pub temperature: f64,
     /// Learning rate.
     pub learning_rate: f64,
     /// Share of response tokens where the clip decided.

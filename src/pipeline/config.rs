@@ -29,6 +29,9 @@ pub enum PromptFormat {
 pub struct RolloutConfig {
     /// Temperature of proposals, solutions and probes.
     pub temperature: f64,
+    /// Share of the first steps' entropy that is kept by raising the temperature as the model becomes surer; 0 leaves the
+    /// temperature as it is.
+    pub hold_entropy: f64,
     /// Longest prompt, in tokens.
     pub max_prompt: usize,
     /// Longest completion of the proposer, in tokens.
@@ -50,6 +53,7 @@ impl Default for RolloutConfig {
     fn default() -> Self {
         RolloutConfig {
             temperature: 1.0,
+            hold_entropy: 0.0,
             max_prompt: 6144,
             max_propose: 8096,
             max_solve: 8096,
@@ -332,6 +336,7 @@ impl Config {
             }
         };
         in_range("rollout.temperature", r.temperature, 0.01, 100.0)?;
+        in_range("rollout.hold_entropy", r.hold_entropy, 0.0, 1.0)?;
         in_range("train.learning_rate", t.learning_rate, 0.0, 1.0)?;
         in_range("train.beta1", t.beta1, 0.0, 0.999_999)?;
         in_range("train.beta2", t.beta2, 0.0, 0.999_999_9)?;

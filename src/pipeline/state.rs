@@ -15,6 +15,7 @@ use crate::selfplay::alarm::Alarms;
 use crate::selfplay::buffer::Buffers;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::task::Task;
+use crate::selfplay::warmth::Warmth;
 use crate::train::optim::Trainer;
 use crate::weights::safetensors::{self, Later, TensorFiles};
 
@@ -34,12 +35,15 @@ pub struct Counters {
     /// Signs of a collapse so far.
     #[serde(default)]
     pub alarms: Alarms,
+    /// The temperature so far.
+    #[serde(default)]
+    pub warmth: Warmth,
 }
 
 impl Counters {
     /// Counters of a run that has done so much.
-    pub fn new(step: u64, num_updates: u64, seen: Seen, alarms: Alarms) -> Self {
-        Counters { version: VERSION, step, num_updates, seen, alarms }
+    pub fn new(step: u64, num_updates: u64, seen: Seen, alarms: Alarms, warmth: Warmth) -> Self {
+        Counters { version: VERSION, step, num_updates, seen, alarms, warmth }
     }
 }
 

@@ -29,6 +29,7 @@ use crate::selfplay::monitor::variety;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::{self, Format, SPECIAL_TOKENS};
 use crate::selfplay::task::{Config, Role, Task, TaskKind};
+use crate::selfplay::warmth::Warmth;
 use crate::train::optim::Trainer;
 use crate::weights::model_files::ModelFiles;
 
@@ -59,6 +60,8 @@ pub struct Run<B: Backend> {
     pub seen: Seen,
     /// Signs of a collapse so far.
     pub alarms: Alarms,
+    /// The temperature so far.
+    pub warmth: Warmth,
     /// Set by a signal.
     pub stop: StopFlag,
 }
@@ -109,6 +112,8 @@ impl<B: Backend> Run<B> {
     /// When a part fails, or on a stop signal before the update: then nothing has changed.
     pub fn step(&mut self, step: u64) -> Result<(StepMetrics, Vec<TraceRecord>)> {
         let start = Instant::now();
+        let temperature = self.config.rollout.temperature * self.warmth.factor();
+        self.rules.temperature = temperature as f32;
         let (mut round, carried, left_out) = self.generate(step)?;
         round.refuse_misleading(&self.config.selfplay.gate);
         self.refuse_repeats(&mut round);
@@ -120,7 +125,7 @@ impl<B: Backend> Run<B> {
         }
         self.engine.rest();
         let rollout_end = Instant::now();
-        let stats = update(&mut self.trainer, &samples, &self.config.train, self.config.rollout.temperature)?;
+        let stats = update(&mut self.trainer, &samples, &self.config.train, temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();
         let mut trace = self.trace(step, &round, &samples);
         let mut metrics = self.metrics(step, &round, &samples, stats);
@@ -139,9 +144,13 @@ impl<B: Backend> Run<B> {
         }
         metrics.buffers = TaskKind::ALL.iter().map(|k| (k.name().to_owned(), self.buffers.of(*k).len())).collect();
         metrics.prompts_left_out = left_out;
-        metrics.alarms = self.alarms.observe(&vitals(&metrics), self.config.alarm.patience);
+        let vitals = vitals(&metrics);
+        let entropy = vitals.entropy;
+        metrics.alarms = self.alarms.observe(&vitals, self.config.alarm.patience);
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.alarms.extend(self.alarms.observe_gradient(metrics.grad_norm)?);
+        metrics.temperature = temperature;
+        self.warmth.observe(entropy, self.config.rollout.hold_entropy);
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.device_idle_share = metrics.device_idle_s / metrics.step_s;

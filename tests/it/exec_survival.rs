@@ -23,6 +23,7 @@ use azr::selfplay::codec::Codec;
 use azr::selfplay::intrinsic::Seen;
 use azr::selfplay::prompt::Piece;
 use azr::selfplay::task::{Config as Which, Role, Task, TaskKind};
+use azr::selfplay::warmth::Warmth;
 use azr::train::optim::Trainer;
 use azr::weights::model_files::ModelFiles;
 use azr::weights::safetensors::Sink;
@@ -323,6 +324,7 @@ fn run() -> Run<Scripted> {
         carried: Carried::default(),
         seen: Seen::default(),
         alarms: Alarms::default(),
+        warmth: Warmth::default(),
         stop: StopFlag::default(),
         config,
     }

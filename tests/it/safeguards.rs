@@ -268,3 +268,19 @@ fn a_run_with_every_safeguard_is_resumed_to_the_bit() {
     expect_code(&run(&["--resume", text(&parts), "--steps", "4", "--threads", "1"]), 0);
     assert_eq!(hash(&checkpoint(&parts, 4)), hash(&checkpoint(&whole, 4)));
 }
+
+#[test]
+fn the_temperature_follows_entropy_in_rollout_and_trainer_and_survives_a_resumption() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
+    let sets = ["rollout.hold_entropy=1", "train.final_norm_rate=4000"];
+    train(&whole, 13, &sets);
+    train(&parts, 11, &sets);
+    expect_code(&run(&["--resume", text(&parts), "--steps", "13"]), 0);
+    assert_eq!(hash(&checkpoint(&parts, 13)), hash(&checkpoint(&whole, 13)));
+    let metrics = json_lines(&whole.join("metrics.jsonl"));
+    let temperatures: Vec<f64> = metrics.iter().filter_map(|m| m["temperature"].as_f64()).collect();
+    assert!(temperatures[..11].iter().all(|t| *t == 1.0), "{temperatures:?}");
+    assert!(temperatures[12] > 1.0, "{temperatures:?}");
+    assert!(metrics.iter().all(|m| m["logprob_gap"] == 0.0), "samples are trained at the temperature that drew them");
+}
