@@ -49,7 +49,7 @@ KERNEL(THREADS, draw_kept)
   const float* logits = logits_tv + (u64)blockIdx.x * v;
   const float log_sum = drawn[blockIdx.x].log_sum;
   const u32 floor = find_floor(logits, row, log_sum, v, scratch);
-  Best best = {float_of(0xff800000u), 0.0f, ~0u};
+  Best best = {float_of(0xff800000u), 0.0f, 0u};
   for (int i = threadIdx.x; i * 4 < v; i += THREADS) {
     u32 noise[4] = {(u32)i, row.position, row.seq_low, row.seq_high};
     philox(noise, key0, key1);

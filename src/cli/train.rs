@@ -1,5 +1,6 @@
 //! The main job: where a run starts, and its directory.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::base::run_dir::{RunDir, publish};
@@ -46,6 +47,8 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         return Err(Error::usage(format!("{} holds a run already", root.display()))
             .with_hint(format!("go on with --resume {}, or name another --out", root.display())));
     }
+    // No other process may write checkpoints from here on.
+    let locked = resumed.as_ref().map(|root| RunDir::at(root).lock()).transpose()?;
     // A run that was stopped before its first checkpoint starts again.
     let last = RunDir::at(&root).checkpoints().last().map(|step| RunDir::at(&root).checkpoint(*step));
     let model = match &last {
@@ -53,7 +56,7 @@ pub fn train(args: &TrainArgs) -> Result<()> {
         None if config.weights.is_empty() => ModelFiles::embedded()?,
         None => ModelFiles::open(Path::new(&config.weights))?,
     };
-    let job = Job { config: &config, model, root: &root, resolved: layers.resolved(), last, quiet: args.quiet };
+    let job = Job { config: &config, model, root: &root, resolved: layers.resolved(), last, quiet: args.quiet, locked };
     match gpu(args.device)? {
         Some(gpu) => {
             let (spec, memory) = (job.model.spec.clone(), gpu.device().memory()?.1);
@@ -88,15 +91,17 @@ struct Job<'a> {
     resolved: String,
     last: Option<PathBuf>,
     quiet: bool,
+    /// The run's directory, where it was there before.
+    locked: Option<File>,
 }
 
 impl Job<'_> {
     fn run<B: Backend>(self, backend: B, stop: StopFlag) -> Result<()> {
-        let Job { config, model, root, resolved, last, quiet } = self;
+        let Job { config, model, root, resolved, last, quiet, locked } = self;
         let mut watch = Watch::open(config)?;
         // Nothing is left behind by a run that cannot start.
         let dir = RunDir::create(root)?;
-        let _locked = dir.lock()?;
+        let _locked = locked.map_or_else(|| dir.lock(), Ok)?;
         publish(&dir.file(RESOLVED), resolved.as_bytes())?;
         let console = Console::new(config.steps, quiet);
         let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };

@@ -27,7 +27,7 @@ pub const JOBS_FD: RawFd = 3;
 pub const RESULTS_FD: RawFd = 4;
 
 /// Processor time after which the kernel kills a child whatever else fails, in seconds.
-const RLIMIT_CPU_S: u64 = 60;
+pub(super) const RLIMIT_CPU_S: u64 = 60;
 /// Stack of a zygote and its children.
 const STACK_BYTES: u64 = 64 << 20;
 /// Address space of a child; the allocator's budget is the real limit.

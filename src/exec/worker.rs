@@ -444,7 +444,9 @@ fn run_child(
         Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Death::Own(Outcome::OutOfMemory),
         Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Death::Own(Outcome::TimeoutCpu),
         Ending::Killed(libc::SIGSYS) => Death::Own(Outcome::Policy),
-        Ending::Killed(_) if cpu_us >= 1000 * job.limits.cpu_ms => Death::Own(Outcome::TimeoutCpu),
+        Ending::Killed(_) if cpu_us >= (1000 * job.limits.cpu_ms).min(1_000_000 * sandbox::RLIMIT_CPU_S) => {
+            Death::Own(Outcome::TimeoutCpu)
+        }
         Ending::Killed(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT) => Death::Foreign,
         Ending::Exited(EXIT_NOT_ENTERED) => Death::Foreign,
         _ => Death::Own(Outcome::Crash),

@@ -150,7 +150,9 @@ impl<B: Backend> Run<B> {
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.alarms.extend(self.alarms.observe_gradient(metrics.grad_norm)?);
         metrics.temperature = temperature;
-        self.warmth.observe(entropy, self.config.rollout.hold_entropy);
+        if !metrics.configs.is_empty() {
+            self.warmth.observe(entropy, self.config.rollout.hold_entropy);
+        }
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();
         metrics.device_idle_share = metrics.device_idle_s / metrics.step_s;

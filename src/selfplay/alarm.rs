@@ -104,6 +104,9 @@ impl Alarms {
 
     /// Takes a step in. Returns the signs that have lasted for `patience` steps or more, with the number of steps.
     pub fn observe(&mut self, v: &Vitals, patience: u64) -> BTreeMap<String, u64> {
+        if !v.entropy.is_finite() {
+            return BTreeMap::new();
+        }
         self.num_steps += 1;
         if self.num_steps <= REFERENCE_STEPS {
             for (sum, x) in self.reference.iter_mut().zip([v.valid, v.entropy, v.response_tokens]) {

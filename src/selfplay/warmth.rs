@@ -38,8 +38,11 @@ impl Warmth {
     }
 
     /// Takes a step's mean entropy in, and changes the factor so that the next ones' become `hold` times the first ones'; 0
-    /// changes nothing.
+    /// changes nothing, and neither does an entropy that is no number.
     pub fn observe(&mut self, entropy: f64, hold: f64) {
+        if !entropy.is_finite() {
+            return;
+        }
         self.num_steps += 1;
         if self.num_steps <= REFERENCE_STEPS {
             self.reference += entropy;
@@ -73,6 +76,7 @@ mod tests {
         assert!(after(&[0.3, 0.3, 0.6], 0.5) < twice, "enough again");
         assert_eq!(after(&[0.3, 0.6, 0.6, 0.6], 0.5), 1.0, "never below the configured one");
         assert_eq!(after(&[0.0; 1000], 1.0), MAX_FACTOR);
+        assert_eq!(after(&[f64::NAN, 0.3], 0.5), once, "no number is no entropy");
     }
 
     /// A model whose entropy at a temperature is the temperature's share of its sharpness, which grows.
