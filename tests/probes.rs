@@ -39,6 +39,16 @@ fn parent() -> i32 {
     unsafe { libc::getppid() }
 }
 
+/// No process has such a number.
+const NOBODY: i32 = i32::MAX;
+
+/// Sends this process the signal of `abort()`, which is blocked so that it does not end the probe.
+fn abort_itself() -> i64 {
+    let signals = 1u64 << (libc::SIGABRT - 1);
+    call!(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const signals, 0, 8);
+    call!(libc::SYS_tgkill, libc::getpid(), call!(libc::SYS_gettid), libc::SIGABRT)
+}
+
 const LOCALHOST_9: [u8; 16] = [2, 0, 0, 9, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
 const ABSTRACT: &[u8] = b"\x01\x00\0azr-probe";
 
@@ -110,6 +120,8 @@ const PROBES: &[Probe] = &[
     ("socket pair", || call!(libc::SYS_socketpair, libc::AF_UNIX, libc::SOCK_STREAM, 0, [0i32; 2].as_mut_ptr()), "RZC"),
     ("signal to the parent", || call!(libc::SYS_kill, parent(), 0), "6C"),
     ("thread signal to the parent", || call!(libc::SYS_tgkill, parent(), parent(), 0), "6ZC"),
+    // There is no such process: where the call is let through, that is what it says.
+    ("end another process", || call!(libc::SYS_tgkill, NOBODY, NOBODY, libc::SIGABRT) + 1000, "C"),
     ("descriptor of a process", || call!(libc::SYS_pidfd_open, parent(), 0), "RZC"),
     ("trace the parent", || call!(libc::SYS_ptrace, libc::PTRACE_SEIZE, parent(), 0, 0), "LZC"),
     (
@@ -206,6 +218,7 @@ const NEEDED: &[Probe] = &[
     ("memory", || call!(libc::SYS_mmap, 0, 4096, 3, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0), ""),
     ("the time", || call!(libc::SYS_clock_gettime, 1, [0u64; 2].as_mut_ptr()), ""),
     ("random bytes", || call!(libc::SYS_getrandom, [0u8; 8].as_mut_ptr(), 8, 0), ""),
+    ("aborting itself", abort_itself, ""),
     ("printing", || call!(libc::SYS_write, 1, b"".as_ptr(), 0), ""),
 ];
 
@@ -231,9 +244,9 @@ fn probe(attempt: fn() -> i64, layers: &str) -> Found {
             let entered = (!has('K') || sandbox::drop_capabilities().is_ok())
                 && (!has('R') || sandbox::set_rlimits().is_ok())
                 && (!has('L') || sandbox::enter_landlock().is_ok())
-                && (!has('Z') || filter(true).and_then(|f| sandbox::apply_filter(&f)).is_ok())
+                && (!has('Z') || filter(None).and_then(|f| sandbox::apply_filter(&f)).is_ok())
                 && (!has('R') || sandbox::set_child_rlimits().is_ok())
-                && (!has('C') || filter(false).and_then(|f| sandbox::apply_filter(&f)).is_ok());
+                && (!has('C') || filter(Some(std::process::id())).and_then(|f| sandbox::apply_filter(&f)).is_ok());
             sandbox::exit_now(if !entered { 2 } else { i32::from(attempt() < 0) })
         }
         Some(pid) => pid,

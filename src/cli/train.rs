@@ -1,6 +1,7 @@
 //! The main job: where a run starts, and its directory.
 
-use std::fs::File;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::base::run_dir::{RunDir, publish};
@@ -38,25 +39,21 @@ pub fn train(args: &TrainArgs) -> Result<()> {
     }
     let layers = Layers::resolve(args, settings.as_deref())?;
     let config = layers.config()?;
-    let root = match (&resumed, &args.out) {
-        (Some(root), _) => root.clone(),
-        (None, Some(out)) => out.clone(),
-        (None, None) => next_run(),
-    };
-    if resumed.is_none() && root.join(RESOLVED).exists() {
-        return Err(Error::usage(format!("{} holds a run already", root.display()))
-            .with_hint(format!("go on with --resume {}, or name another --out", root.display())));
+    let root = resumed.as_ref().or(args.out.as_ref());
+    if let (None, Some(out)) = (&resumed, root) {
+        refuse_used(out)?;
     }
     // No other process may write checkpoints from here on.
     let locked = resumed.as_ref().map(|root| RunDir::at(root).lock()).transpose()?;
     // A run that was stopped before its first checkpoint starts again.
-    let last = RunDir::at(&root).checkpoints().last().map(|step| RunDir::at(&root).checkpoint(*step));
+    let newest = |root: &PathBuf| RunDir::at(root).checkpoints().last().map(|step| RunDir::at(root).checkpoint(*step));
+    let last = root.and_then(newest);
     let model = match &last {
         Some(checkpoint) => ModelFiles::open(checkpoint)?,
         None if config.weights.is_empty() => ModelFiles::embedded()?,
         None => ModelFiles::open(Path::new(&config.weights))?,
     };
-    let job = Job { config: &config, model, root: &root, resolved: layers.resolved(), last, quiet: args.quiet, locked };
+    let job = Job { config: &config, model, root, resolved: layers.resolved(), last, quiet: args.quiet, locked };
     match gpu(args.device)? {
         Some(gpu) => {
             let (spec, memory) = (job.model.spec.clone(), gpu.device().memory()?.1);
@@ -87,7 +84,8 @@ pub fn gpu(device: Device) -> Result<Option<CudaBackend>> {
 struct Job<'a> {
     config: &'a Config,
     model: ModelFiles,
-    root: &'a Path,
+    /// The run's directory; none where any will do.
+    root: Option<&'a PathBuf>,
     resolved: String,
     last: Option<PathBuf>,
     quiet: bool,
@@ -100,8 +98,16 @@ impl Job<'_> {
         let Job { config, model, root, resolved, last, quiet, locked } = self;
         let mut watch = Watch::open(config)?;
         // Nothing is left behind by a run that cannot start.
-        let dir = RunDir::create(root)?;
-        let _locked = locked.map_or_else(|| dir.lock(), Ok)?;
+        let dir = root.map_or_else(|| new_run(Path::new(RUNS)), |root| RunDir::create(root))?;
+        let _locked = match locked {
+            Some(locked) => locked,
+            None => {
+                let locked = dir.lock()?;
+                // Another run may have begun and ended here since this one looked.
+                refuse_used(dir.root())?;
+                locked
+            }
+        };
         publish(&dir.file(RESOLVED), resolved.as_bytes())?;
         let console = Console::new(config.steps, quiet);
         let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };
@@ -109,7 +115,7 @@ impl Job<'_> {
             "training {name} on {}, {} executors, run directory {}",
             backend.describe(),
             config.num_executors(),
-            root.display()
+            dir.root().display()
         ));
         let start = last.map_or(Start::Fresh, Start::Checkpoint);
         let outside = Outside { stop, console: &console, examine: &mut |exam| watch.examine(exam) };
@@ -129,7 +135,48 @@ fn to_resume(named: Option<&Path>) -> Result<PathBuf> {
         .ok_or_else(|| Error::usage("there is no run to resume").with_hint("name its directory: --resume DIR"))
 }
 
-/// The first `runs/N` that is free.
-fn next_run() -> PathBuf {
-    (1..).map(|n| Path::new(RUNS).join(n.to_string())).find(|p| !p.exists()).expect("numbers do not end")
+/// Refuses a directory that holds a run.
+fn refuse_used(root: &Path) -> Result<()> {
+    if !root.join(RESOLVED).exists() {
+        return Ok(());
+    }
+    Err(Error::usage(format!("{} holds a run already", root.display()))
+        .with_hint(format!("go on with --resume {}, or name another --out", root.display())))
+}
+
+/// Makes the first directory `runs/N` that nobody else has made.
+fn new_run(runs: &Path) -> Result<RunDir> {
+    let failed = |e| Error::io("create", runs, &e);
+    fs::create_dir_all(runs).map_err(failed)?;
+    for n in 1u64.. {
+        let root = runs.join(n.to_string());
+        match fs::create_dir(&root) {
+            Ok(()) => return RunDir::create(&root),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(e) => return Err(failed(e)),
+        }
+    }
+    unreachable!("numbers do not end")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_that_start_at_once_have_directories_of_their_own() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let runs = folder.path().join("runs");
+        let start = std::sync::Barrier::new(8);
+        let mut made: Vec<PathBuf> = std::thread::scope(|scope| {
+            let one = || {
+                start.wait();
+                new_run(&runs).expect("made").root().to_owned()
+            };
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(one)).collect();
+            threads.into_iter().map(|t| t.join().expect("no panic")).collect()
+        });
+        made.sort();
+        assert_eq!(made, (1..=8).map(|n| runs.join(n.to_string())).collect::<Vec<_>>());
+    }
 }

@@ -8,13 +8,13 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use rustpython_vm as vm;
-use seccompiler::BpfProgram;
 use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet, PyStrRef};
 use vm::compiler::Mode;
 use vm::scope::Scope;
 use vm::{AsObject, PyObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
 
 use crate::exec::convert::{Types, plain_name};
+use crate::exec::filter::filter;
 use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
 use crate::exec::sandbox::{self, Slot};
 use crate::exec::value::Value;
@@ -34,8 +34,8 @@ pub struct Warm<'a> {
     pub vm: &'a VirtualMachine,
     /// Types of values.
     pub types: Types,
-    /// The filter that children enter; none only where the kernel has none and that was accepted.
-    pub filter: Option<BpfProgram>,
+    /// Whether children enter a filter; false only where the architecture has none and that was accepted.
+    pub filtered: bool,
     /// `set.pop` for sets that give their members in reverse order.
     pub last_pop: PyObjectRef,
 }
@@ -51,8 +51,8 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32
         sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;
         sandbox::map_stack();
         sandbox::set_memory_budget(job.limits.memory_bytes as usize);
-        if let Some(filter) = &warm.filter {
-            sandbox::apply_filter(filter).ok()?;
+        if warm.filtered {
+            sandbox::apply_filter(&filter(Some(std::process::id())).ok()?).ok()?;
         }
         Some(())
     };

@@ -17,11 +17,12 @@ enum Must {
     Lack(u32, u32),
 }
 
-/// The allow-list of a child, or of a zygote, which besides makes and reaps children. Anything else kills the process.
+/// The allow-list of the child with this process number, or of a zygote, which besides makes and reaps children. Anything
+/// else kills the process.
 ///
 /// # Errors
 /// In one line, on an architecture that has no filter.
-pub fn filter(zygote: bool) -> Result<BpfProgram, String> {
+pub fn filter(child: Option<u32>) -> Result<BpfProgram, String> {
     use Must::{BeAtMost, Equal, Have, Lack};
     // Memory, time, randomness, ending. Nothing here can wait: a child of one thread has nobody to wait for.
     let free = [
@@ -63,20 +64,21 @@ pub fn filter(zygote: bool) -> Result<BpfProgram, String> {
         libc::SYS_getppid,
     ];
     let (exec, anonymous) = (libc::PROT_EXEC as u32, libc::MAP_ANONYMOUS as u32);
+    let abort = Equal(2, libc::SIGABRT as u32);
     let bound: [(i64, &[Must]); 5] = [
         // What programs print goes to /dev/null.
         (libc::SYS_write, &[BeAtMost(0, 2)]),
         (libc::SYS_mmap, &[Lack(2, exec), Have(3, anonymous)]),
         (libc::SYS_mprotect, &[Lack(2, exec)]),
         (libc::SYS_prctl, &[Equal(0, PR_SET_VMA)]),
-        // Only abort() on itself.
-        (libc::SYS_tgkill, &[Equal(2, libc::SIGABRT as u32)]),
+        // A child's abort() is its own. What a zygote may do holds for its children, too, whose numbers it cannot know.
+        (libc::SYS_tgkill, &[abort, child.map_or(abort, |pid| Equal(0, pid))]),
     ];
     let mut rules: Vec<(i64, &[Must])> = free.iter().map(|call| (*call, &[][..])).collect();
-    if zygote {
+    if child.is_none() {
         rules.extend(zygotes.iter().map(|call| (*call, &[][..])));
     }
-    rules.extend(bound.iter().filter(|(call, _)| !zygote || !zygotes.contains(call)));
+    rules.extend(bound.iter().filter(|(call, _)| child.is_some() || !zygotes.contains(call)));
     compile(&rules)
 }
 

@@ -166,9 +166,9 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
         sandbox::no_new_huge_pages();
         let layers = enter_sandbox();
         let complete = layers.iter().all(|l| l.in_force || !l.required);
-        warm.filter = filter(false).ok();
+        warm.filtered = filter(None).is_ok();
         let ready = send(&mut results, &layers).is_ok();
-        if !ready || (strict && !(complete && warm.filter.is_some())) {
+        if !ready || (strict && !(complete && warm.filtered)) {
             sandbox::exit_now(1);
         }
         while let Ok(job) = receive::<Job>(&mut jobs) {
@@ -246,7 +246,7 @@ fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     import(vm, COLD_MODULES);
     identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);
-    let warm = Warm { vm, types: Types::load(vm)?, filter: None, last_pop };
+    let warm = Warm { vm, types: Types::load(vm)?, filtered: false, last_pop };
     let job = Job {
         program: WARM_PROGRAM.to_owned(),
         calls: vec![Call { args: "['a', 'b', 'a'], 2".to_owned(), expect: None }],
@@ -340,7 +340,7 @@ fn enter_sandbox() -> Ready {
         layer(
             "seccomp",
             true,
-            filter(true)
+            filter(None)
                 .and_then(|f| sandbox::apply_filter(&f))
                 .map(|()| "an allow-list; children get a shorter one".to_owned()),
         ),

@@ -3,6 +3,7 @@
 //! An event is a protobuf message (`tensorflow.Event`) in a TFRecord frame: length, masked CRC-32C of the length, bytes,
 //! masked CRC-32C of the bytes, all little-endian. The three message types used here are written by hand.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -16,11 +17,16 @@ use crate::error::{Error, Result};
 const VERSION: &str = "brain.Event:2";
 /// CRC-32C polynomial, reversed.
 const CASTAGNOLI: u32 = 0x82f6_3b78;
+/// Most tags that begin alike. Rejections name what programs define, such as classes of exceptions: a viewer must not be
+/// filled with them.
+const MAX_TAGS: usize = 1000;
 
 /// A file of events. Each start of a run has its own; TensorBoard joins those of one directory.
 pub struct EventFile {
     path: PathBuf,
     file: File,
+    /// Tags so far, by what stands before their first stroke.
+    tags: HashMap<String, HashSet<String>>,
 }
 
 impl EventFile {
@@ -34,20 +40,26 @@ impl EventFile {
             .find(|p| !p.exists())
             .expect("numbers do not end");
         let file = File::create(&path).map_err(|e| Error::io("create", &path, &e))?;
-        let mut events = EventFile { path, file };
+        let mut events = EventFile { path, file, tags: HashMap::new() };
         let mut event = header(0);
         bytes_field(&mut event, 3, VERSION.as_bytes());
         events.write(&event)?;
         Ok(events)
     }
 
-    /// Writes the numbers of a record as scalars of a step.
+    /// Writes the numbers of a record as scalars of a step; without those whose tags would be too many.
     ///
     /// # Errors
     /// When the disk is full or gone.
     pub fn scalars(&mut self, step: u64, record: &Value) -> Result<()> {
         let mut summary = Vec::new();
         flatten("", record, &mut |tag, value| {
+            let group = tag.split('/').next().unwrap_or_default();
+            let known = self.tags.entry(group.to_owned()).or_default();
+            if known.len() == MAX_TAGS && !known.contains(tag) {
+                return;
+            }
+            known.insert(tag.to_owned());
             let mut scalar = Vec::new();
             bytes_field(&mut scalar, 1, tag.as_bytes());
             scalar.push(2 << 3 | 5);
@@ -155,5 +167,25 @@ mod tests {
         };
         assert!(has(&events[1], &scalar("reward", 0.5)) && has(&events[1], &scalar("configs/a/n", 2.0)));
         assert!(!has(&events[1], b"name"));
+    }
+
+    #[test]
+    fn what_programs_name_does_not_fill_a_viewer() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let mut file = EventFile::create(dir.path()).expect("created");
+        let written = |file: &mut EventFile, step: u64| {
+            let before = file.file.metadata().expect("there").len() as usize;
+            let reasons: serde_json::Map<_, _> =
+                (0..600).map(|i| (format!("class E{step}x{i:03}"), json!(1))).collect();
+            let record = json!({"reward": 1.0, "rejections": reasons});
+            file.scalars(step, &record).expect("written");
+            let bytes = std::fs::read(&file.path).expect("there");
+            let count = |tag: &[u8]| bytes[before..].windows(tag.len()).filter(|w| *w == tag).count();
+            (count(b"rejections/class E"), count(b"reward"))
+        };
+        assert_eq!(written(&mut file, 1), (600, 1));
+        assert_eq!(written(&mut file, 2), (MAX_TAGS - 600, 1));
+        assert_eq!(written(&mut file, 3), (0, 1));
+        assert_eq!(written(&mut file, 1), (600, 1), "known ones go on");
     }
 }

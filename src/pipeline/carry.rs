@@ -51,8 +51,8 @@ impl Carried {
     }
 
     /// A round that goes on with these, and the number of those that had to be dropped because they no longer fit: after a
-    /// resumption with shorter limits.
-    pub fn into_round(self, rules: &Rules) -> (Round, usize) {
+    /// resumption with shorter limits, or with solver tasks of another step, whose ids, from `first_solve` on, some have.
+    pub fn into_round(self, rules: &Rules, first_solve: u64) -> (Round, usize) {
         let num_carried = self.len();
         let Carried { mut proposals, mut solves } = self;
         let fits = |config: Config, prompt: &[u32], earlier: &Earlier| {
@@ -68,7 +68,7 @@ impl Carried {
                 && probed
                 && probes().all(|(prompt, earlier)| fits(solver, prompt, earlier))
         });
-        solves.retain(|s| fits(s.config, &s.prompt, &s.attempt.earlier));
+        solves.retain(|s| s.attempt.id < first_solve && fits(s.config, &s.prompt, &s.attempt.earlier));
         let num_dropped = num_carried - proposals.len() - solves.len();
         (Round { proposals, solves, ..Round::default() }, num_dropped)
     }

@@ -180,17 +180,19 @@ impl<B: Backend> Run<B> {
             buffers: &self.buffers,
             stop: &self.stop,
         };
-        // A step that fails, or that a signal stops, leaves what was carried as it is.
-        let (mut round, mut left_out) = self.carried.clone().into_round(&self.rules);
         let same_step = self.config.selfplay.solver_tasks == SolverTasks::SameStep;
         let first_of = |step| sequence_id(step, Config::ALL[0], 0, 0);
+        // Solutions to a step's own tasks have the next step's ids, as they come after all that it has drawn.
+        let solves_at = step + u64::from(same_step);
+        // A step that fails, or that a signal stops, leaves what was carried as it is.
+        let (mut round, mut left_out) = self.carried.clone().into_round(&self.rules, first_of(solves_at));
         let drawn_ahead = round.proposals.last().is_some_and(|p| p.id >= first_of(step));
         for kind in prompter.kinds() {
             if !drawn_ahead {
                 left_out += prompter.proposals(&mut round, kind, step, count);
             }
             if !same_step {
-                left_out += prompter.solves(&mut round, kind, step, count);
+                left_out += prompter.solves(&mut round, kind, solves_at, count);
             }
         }
         if self.config.rollout.max_lag > 0 {
@@ -208,7 +210,7 @@ impl<B: Backend> Run<B> {
             round.proposals.iter().filter_map(|p| p.task.clone()).for_each(|t| buffers.push(t));
             let prompter = Prompter { buffers: &buffers, ..prompter };
             for kind in prompter.kinds() {
-                left_out += prompter.solves(&mut round, kind, step + 1, count);
+                left_out += prompter.solves(&mut round, kind, solves_at, count);
             }
             round.run(&mut cx)?;
             carried.extend(Carried::take(&mut round, num_probes));

@@ -303,13 +303,15 @@ fn what_is_carried_goes_on_while_it_fits() {
     round.proposals[1].ungraded = 1;
     let carried = Carried::take(&mut round, 4);
     assert_eq!((carried.len(), round.proposals.len(), round.solves.len()), (3, 7, 6));
-    let (again, dropped) = carried.clone().into_round(&rules(&codec, 512));
+    let (again, dropped) = carried.clone().into_round(&rules(&codec, 512), u64::MAX);
     assert_eq!((again.proposals.len(), again.solves.len(), dropped), (1, 2, 0));
     assert_eq!(again.solves[1].attempt.earlier.stale, 20);
     assert_eq!(again.proposals[0].earlier.stale, 6, "its own completion, of this step's weights");
     let shorter = Rules { max_response: [64, 20], ..rules(&codec, 512) };
-    assert_eq!(carried.clone().into_round(&shorter).1, 1, "what is longer than it may be");
-    assert_eq!(carried.into_round(&rules(&codec, 2)).1, 3, "whose prompts are too long");
+    assert_eq!(carried.clone().into_round(&shorter, u64::MAX).1, 1, "what is longer than it may be");
+    assert_eq!(carried.clone().into_round(&rules(&codec, 2), u64::MAX).1, 3, "whose prompts are too long");
+    let (again, dropped) = carried.into_round(&rules(&codec, 512), again.solves[1].attempt.id);
+    assert_eq!((again.proposals.len(), again.solves.len(), dropped), (1, 1, 1), "whose id the step gives out again");
 }
 
 fn rules(codec: &Codec, max_prompt: usize) -> Rules {
