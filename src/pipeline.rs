@@ -48,6 +48,7 @@ use crate::selfplay::config::Duplicates;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::Format;
+use crate::selfplay::task::TaskKind;
 use crate::selfplay::warmth::Warmth;
 use crate::train::optim::Trainer;
 use crate::weights::model_files::ModelFiles;
@@ -156,6 +157,7 @@ pub fn train<B: Backend>(
         seen: Seen::default(),
         alarms: Alarms::default(),
         warmth: Warmth::default(),
+        is_updating: false,
         stop,
     };
     let mut step = 0;
@@ -182,22 +184,40 @@ pub fn train<B: Backend>(
     }
     let mut saved = (step, Instant::now());
     while step < config.steps {
-        let done = run.step(step + 1);
-        let interrupted = matches!(&done, Err(e) if e.kind() == Kind::Interrupted);
-        if !interrupted {
-            let (mut metrics, trace) = done?;
+        let advanced = run.step(step + 1).and_then(|(mut metrics, trace)| {
             step += 1;
+            let (start, mut failed) = (Instant::now(), None);
             if is_examined(step) {
-                let start = Instant::now();
-                metrics.eval = examined(&mut run, &model, examine)?;
+                metrics.eval = examined(&mut run, &model, examine).unwrap_or_else(|e| {
+                    failed = Some(e);
+                    BTreeMap::new()
+                });
                 metrics.eval_s = start.elapsed().as_secs_f64();
             }
             let traced = config.trace_every > 0 && step.is_multiple_of(config.trace_every);
             sinks.step(&metrics, if traced { &trace } else { &[] })?;
             console.step(&metrics);
+            failed.map_or(Ok(metrics.alarms), Err)
+        });
+        let mut interrupted = false;
+        match advanced {
+            Err(e) if e.kind() == Kind::Interrupted => interrupted = true,
+            Err(e) => {
+                // What the finished steps have learnt is not lost with what failed after them.
+                if step > saved.0 && !run.is_updating {
+                    match save(&run, dir, &model, step) {
+                        Ok(()) => console.note(&format!("step {step} is saved")),
+                        Err(lost) => console.note(&format!("warning: step {step} is lost: {lost}")),
+                    }
+                }
+                console.finish();
+                return Err(e);
+            }
             // A hit of a constraint is an alarm at once, but a run does not end by one.
-            if let Some(lasting) = metrics.alarms.values().max().filter(|n| **n >= config.alarm.patience) {
-                on_alarm(&run, dir, &model, step, *lasting)?;
+            Ok(alarms) => {
+                if let Some(lasting) = alarms.values().max().filter(|n| **n >= config.alarm.patience) {
+                    on_alarm(&run, dir, &model, step, *lasting)?;
+                }
             }
         }
         let c = &config.checkpoint;
@@ -286,7 +306,16 @@ fn save<B: Backend>(run: &Run<B>, dir: &RunDir, model: &ModelFiles, step: u64) -
 fn seeds<B: Backend>(run: &mut Run<B>, console: &Console) -> Result<Buffers> {
     let cache = (!run.config.seeds.is_empty()).then(|| PathBuf::from(&run.config.seeds));
     if let Some(path) = cache.as_ref().filter(|p| p.exists()) {
-        return state::read_tasks(path, run.config.selfplay.buffer_size);
+        let buffers = state::read_tasks(path, run.config.selfplay.buffer_size)?;
+        if TaskKind::ALL.iter().all(|kind| buffers.of(*kind).is_empty()) {
+            return Err(Error::config(format!("{} holds no task", path.display()))
+                .with_hint("delete it, and the run fills it with seeds of its own"));
+        }
+        return Ok(buffers);
+    }
+    if let Some(folder) = cache.as_ref().and_then(|p| p.parent()).filter(|p| !p.is_dir()) {
+        return Err(Error::config(format!("seeds: there is no folder {}", folder.display()))
+            .with_hint("seeds names a file to be written"));
     }
     let rules = Rules {
         parse: parse::Rules { seeding: true, ..run.rules.parse },

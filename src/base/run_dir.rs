@@ -11,11 +11,16 @@ use crate::error::{Error, Result};
 /// # Errors
 /// When the folder cannot be written.
 pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
-    write_synced(&temporary, bytes)?;
-    fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
+    let temporary = hidden(path, "tmp");
+    let renamed = || fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e));
+    write_synced(&temporary, bytes).and_then(|()| renamed()).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
     sync_folder(folder_of(path))
+}
+
+/// A name beside a path that no other process takes.
+fn hidden(path: &Path, what: &str) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.{}.{what}", std::process::id()))
 }
 
 /// Writes a file at a path.
@@ -29,20 +34,34 @@ pub enum Content<'a> {
     Written(Writer<'a>),
 }
 
-/// Publishes a folder with these files in one step; a path may hold one level of folders. An old folder is replaced.
+/// Publishes a folder with these files in one step; a path may hold one level of folders. An old folder makes room for it,
+/// and is there until the new one is whole.
 ///
 /// # Errors
-/// When the folder cannot be written.
+/// When the folder cannot be written; then all is as it was.
 pub fn publish_folder(path: &Path, files: Vec<(String, Content<'_>)>) -> Result<()> {
-    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let temporary = path.with_file_name(format!(".{name}.tmp"));
-    if temporary.exists() {
-        fs::remove_dir_all(&temporary).map_err(|e| Error::io("clear", &temporary, &e))?;
+    let (temporary, old) = (hidden(path, "tmp"), hidden(path, "old"));
+    for left in [&temporary, &old].into_iter().filter(|p| p.exists()) {
+        fs::remove_dir_all(left).map_err(|e| Error::io("clear", left, &e))?;
     }
-    fs::create_dir_all(&temporary).map_err(|e| Error::io("create", &temporary, &e))?;
+    write_folder(&temporary, files).inspect_err(|_| drop(fs::remove_dir_all(&temporary)))?;
+    if path.exists() {
+        fs::rename(path, &old).map_err(|e| Error::io("replace", path, &e))?;
+    }
+    if let Err(e) = fs::rename(&temporary, path) {
+        let _ = fs::rename(&old, path);
+        let _ = fs::remove_dir_all(&temporary);
+        return Err(Error::io("write", path, &e));
+    }
+    let _ = fs::remove_dir_all(&old);
+    sync_folder(folder_of(path))
+}
+
+fn write_folder(root: &Path, files: Vec<(String, Content<'_>)>) -> Result<()> {
+    fs::create_dir_all(root).map_err(|e| Error::io("create", root, &e))?;
     for (name, content) in files {
-        let file = temporary.join(name);
-        let folder = file.parent().unwrap_or(&temporary);
+        let file = root.join(name);
+        let folder = file.parent().unwrap_or(root);
         fs::create_dir_all(folder).map_err(|e| Error::io("create", folder, &e))?;
         match content {
             Content::Bytes(bytes) => write_synced(&file, &bytes)?,
@@ -53,12 +72,7 @@ pub fn publish_folder(path: &Path, files: Vec<(String, Content<'_>)>) -> Result<
         }
         sync_folder(folder)?;
     }
-    sync_folder(&temporary)?;
-    if path.exists() {
-        fs::remove_dir_all(path).map_err(|e| Error::io("replace", path, &e))?;
-    }
-    fs::rename(&temporary, path).map_err(|e| Error::io("write", path, &e))?;
-    sync_folder(folder_of(path))
+    sync_folder(root)
 }
 
 /// Where a path's last part lies.
@@ -156,8 +170,13 @@ impl RunDir {
         let folder = self.root.join("checkpoints");
         // No reader waits for the space, and a run does not end because a disk keeps it.
         let _ = fs::rename(self.checkpoint(step), folder.join(format!(".{STEP}{step:08}.old")));
+        self.sweep();
+    }
+
+    /// Deletes what a crash left of checkpoints that were being written or deleted. Only for who has the lock.
+    pub fn sweep(&self) {
         let hidden = format!(".{STEP}");
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+        for entry in fs::read_dir(self.root.join("checkpoints")).into_iter().flatten().flatten() {
             if entry.file_name().to_string_lossy().starts_with(&hidden) {
                 let _ = fs::remove_dir_all(entry.path());
             }
@@ -191,6 +210,16 @@ mod tests {
         publish_folder(&run.checkpoint(13), Vec::new()).expect("written");
         run.prune(1, 9);
         assert_eq!(run.checkpoints(), [7, 13]);
+        assert_eq!(fs::read_dir(run.root().join("checkpoints")).expect("there").count(), 2);
+        // What cannot be written leaves the old as it was, and nothing beside it.
+        let fails = |_: &Path| Err(Error::failure("no"));
+        let files = || vec![("a.txt".to_owned(), Content::Written(Box::new(fails)))];
+        assert!(publish_folder(&run.checkpoint(13), files()).is_err());
+        assert_eq!(run.checkpoints(), [7, 13]);
+        publish_folder(&run.checkpoint(13), vec![("c.txt".to_owned(), Content::Bytes(vec![3]))]).expect("replaced");
+        assert_eq!(fs::read(run.checkpoint(13).join("c.txt")).expect("there"), [3]);
+        fs::create_dir(run.root().join("checkpoints/.step-00000099.tmp")).expect("made");
+        run.sweep();
         assert_eq!(fs::read_dir(run.root().join("checkpoints")).expect("there").count(), 2);
         publish(&run.file("x"), b"one").expect("written");
         publish(&run.file("x"), b"two").expect("written");

@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::config::Config;
 
 /// Settings that name a file or folder; kept as absolute paths, so that a run is resumed from anywhere.
-const PATHS: [&str; 3] = ["selfplay.edge_cases", "selfplay.ground", "selfplay.constraints"];
+const PATHS: [&str; 5] = ["weights", "seeds", "selfplay.edge_cases", "selfplay.ground", "selfplay.constraints"];
 
 /// A configuration in the making.
 #[derive(Debug, Clone)]
@@ -59,11 +59,9 @@ impl Layers {
             layers.set(key.trim(), value_of(text.trim()), "--set")?;
         }
         let number = |n: usize| Value::Integer(n as i64);
-        let suite =
-            |p: &std::path::PathBuf| Value::String(if p.exists() { absolute(p) } else { p.display().to_string() });
-        let suites = || Value::Array(args.eval_suite.iter().map(suite).collect());
+        let suites = || Value::Array(args.eval_suite.iter().map(|p| Value::String(p.display().to_string())).collect());
         let flags = [
-            ("weights", args.weights.as_ref().map(|p| Value::String(absolute(p)))),
+            ("weights", args.weights.as_ref().map(|p| Value::String(p.display().to_string()))),
             ("steps", args.steps.map(|n| number(n as usize))),
             ("seed", args.seed.map(|n| number(n as usize))),
             ("threads", args.threads.map(number)),
@@ -120,6 +118,7 @@ impl Layers {
             Value::String(name) if PATHS.contains(&path) && !name.is_empty() => {
                 Value::String(absolute(Path::new(&name)))
             }
+            Value::Array(names) if path == "eval.suites" => Value::Array(names.into_iter().map(suite).collect()),
             value => value,
         };
         let mut table = self.table.clone();
@@ -191,6 +190,14 @@ impl Layers {
 fn value_of(text: &str) -> Value {
     let line = format!("v = {text}");
     line.parse::<Table>().ok().and_then(|mut t| t.remove("v")).unwrap_or_else(|| Value::String(text.to_owned()))
+}
+
+/// A suite's name, or the absolute path of its file.
+fn suite(name: Value) -> Value {
+    match name {
+        Value::String(file) if Path::new(&file).exists() => Value::String(absolute(Path::new(&file))),
+        other => other,
+    }
 }
 
 fn absolute(path: &Path) -> String {
@@ -278,6 +285,33 @@ mod tests {
         assert!(resolve(&["--set", "selfplay=3"]).is_err());
         assert!(resolve(&["--set", "rollout.temperature=0"]).and_then(|l| l.config()).is_err());
         assert_eq!(resolve(&["--set", "steps"]).expect_err("no value").exit_code(), 2);
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_by_name() {
+        for (key, value) in [
+            ("steps", "2147483648"),
+            ("selfplay.intrinsic.complexity", "-inf"),
+            ("selfplay.intrinsic.max", "nan"),
+            ("selfplay.num_references", "65"),
+            ("selfplay.seed_factor", "288230376151711744"),
+            ("executor.cpu_ms_propose", "60001"),
+            ("executor.cpu_ms_answer", "9223372036854775807"),
+            ("rollout.max_running", "65537"),
+            ("rollout.temperature", "nan"),
+        ] {
+            let error = resolve(&["--set", &format!("{key}={value}")]).and_then(|l| l.config()).expect_err(key);
+            assert!(error.exit_code() == 3 && error.to_string().contains(key), "{key}: {error}");
+        }
+    }
+
+    #[test]
+    fn files_are_found_from_any_folder() {
+        let config = resolve(&["--set", "seeds=s.jsonl", "--set", "eval.suites=['grammar', 'Cargo.toml']"]);
+        let config = config.and_then(|l| l.config()).expect("good");
+        let here = std::env::current_dir().expect("a folder");
+        assert_eq!(config.seeds, here.join("s.jsonl").to_string_lossy());
+        assert_eq!(config.eval.suites, ["grammar".to_owned(), here.join("Cargo.toml").to_string_lossy().into_owned()]);
     }
 
     #[test]

@@ -29,6 +29,10 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         pool: PoolConfig { num_workers: num_threads, ..PoolConfig::default() },
     };
     if !args.evaluate {
+        if std::fs::read_dir(&args.out).is_ok_and(|mut files| files.next().is_some()) {
+            return Err(Error::usage(format!("{} is not empty", args.out.display()))
+                .with_hint("the model's folder is written as a whole: name another --out"));
+        }
         pretrain::train(&config, &args.out, |p| {
             if p.step % REPORT_EVERY == 0 {
                 eprintln!("step {}  tokens {}  loss {:.4}  {:.0} tokens/s", p.step, p.tokens, p.loss, p.tokens_per_s);

@@ -108,6 +108,7 @@ impl Job<'_> {
                 locked
             }
         };
+        dir.sweep();
         publish(&dir.file(RESOLVED), resolved.as_bytes())?;
         let console = Console::new(config.steps, quiet);
         let name = if model.is_embedded { "the embedded model".to_owned() } else { config.weights.clone() };
@@ -137,11 +138,18 @@ fn to_resume(named: Option<&Path>) -> Result<PathBuf> {
 
 /// Refuses a directory that holds a run.
 fn refuse_used(root: &Path) -> Result<()> {
-    if !root.join(RESOLVED).exists() {
-        return Ok(());
+    if root.join(RESOLVED).exists() {
+        return Err(Error::usage(format!("{} holds a run already", root.display()))
+            .with_hint(format!("go on with --resume {}, or name another --out", root.display())));
     }
-    Err(Error::usage(format!("{} holds a run already", root.display()))
-        .with_hint(format!("go on with --resume {}, or name another --out", root.display())))
+    // What a run would take for its own, and cut or go on from.
+    let has_checkpoints = (!RunDir::at(root).checkpoints().is_empty()).then_some("checkpoints");
+    match has_checkpoints.or(["metrics.jsonl", "trace.jsonl"].into_iter().find(|name| root.join(name).exists())) {
+        Some(name) => {
+            Err(Error::usage(format!("{} holds {name} of another run", root.display())).with_hint("name another --out"))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Makes the first directory `runs/N` that nobody else has made.

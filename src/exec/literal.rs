@@ -460,6 +460,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sets_in_sets_are_written_in_no_time() {
+        let nested = |n: usize| format!("{}frozenset(){}", "frozenset({".repeat(n), "})".repeat(n));
+        let deepest = (1..100).map(nested).take_while(|text| Value::parse(text).is_ok()).last().expect("one");
+        assert!(deepest.matches("frozenset").count() > 30, "{deepest}");
+        assert_eq!(Value::parse(&deepest).expect("a literal").repr(), deepest);
+    }
+
+    #[test]
     fn literals_read_back_as_python_writes_them() {
         for text in [
             "None",

@@ -38,6 +38,9 @@ pub struct Limits {
 /// Most memory of a call, in MiB: with as much again for pieces, a child's address space holds it.
 pub const MAX_MEMORY_MIB: u64 = 2048;
 
+/// Processor time after which the kernel kills a child whatever else fails, in seconds.
+pub const MAX_CPU_S: u64 = 60;
+
 /// One call of the program's `f`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Call {

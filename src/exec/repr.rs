@@ -31,9 +31,9 @@ impl Value {
             Value::Tuple(items) => write_items("(", items.iter(), if items.len() == 1 { ",)" } else { ")" }, out),
             Value::Dict(pairs) => write_pairs("", pairs, "", out),
             Value::Set(items) if items.is_empty() => out.push_str("set()"),
-            Value::Set(items) => write_items("{", in_order(items).into_iter(), "}", out),
+            Value::Set(items) => write_members("{", items, "}", out),
             Value::FrozenSet(items) if items.is_empty() => out.push_str("frozenset()"),
-            Value::FrozenSet(items) => write_items("frozenset({", in_order(items).into_iter(), "})", out),
+            Value::FrozenSet(items) => write_members("frozenset({", items, "})", out),
             Value::Range(start, stop, step) if *step == BigInt::from(1) => {
                 write_text(out, format_args!("range({start}, {stop})"));
             }
@@ -83,8 +83,8 @@ fn write_pairs(open: &str, pairs: &[(Value, Value)], close: &str, out: &mut Stri
     out.push_str(close);
 }
 
-/// Members of a set in the order in which they are written.
-fn in_order(items: &[Value]) -> Vec<&Value> {
+/// Writes the members of a set in their order; each becomes text once, however deep sets nest.
+fn write_members(open: &str, items: &[Value], close: &str, out: &mut String) {
     let size = |v: &Value| match v {
         Value::Bool(b) => Some(f64::from(u8::from(*b))),
         Value::Int(i) => i.to_string().parse().ok(),
@@ -92,14 +92,17 @@ fn in_order(items: &[Value]) -> Vec<&Value> {
         Value::Float(f) => Some(if f.is_nan() { f64::NAN } else { *f }),
         _ => None,
     };
-    let mut keyed: Vec<_> = items.iter().map(|v| (size(v), v.repr(), v)).collect();
-    keyed.sort_by(|(a, s, _), (b, t, _)| match (a, b) {
+    let mut keyed: Vec<_> = items.iter().map(|v| (size(v), v.repr())).collect();
+    keyed.sort_by(|(a, s), (b, t)| match (a, b) {
         (Some(a), Some(b)) => a.total_cmp(b).then_with(|| s.cmp(t)),
         (Some(_), None) => Ordering::Less,
         (None, Some(_)) => Ordering::Greater,
         (None, None) => s.cmp(t),
     });
-    keyed.into_iter().map(|(.., v)| v).collect()
+    let texts: Vec<String> = keyed.into_iter().map(|(_, text)| text).collect();
+    out.push_str(open);
+    out.push_str(&texts.join(", "));
+    out.push_str(close);
 }
 
 /// A Counter's pairs as Python prints them: the largest counts first, equal ones as they were inserted. Python gives up

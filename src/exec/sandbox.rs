@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 use landlock::{ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, RulesetStatus, Scope};
 use seccompiler::BpfProgram;
 
+use crate::exec::protocol::MAX_CPU_S;
+
 /// Exit status of a child that went over its memory budget.
 pub const EXIT_OUT_OF_MEMORY: i32 = 77;
 
@@ -26,8 +28,6 @@ pub const JOBS_FD: RawFd = 3;
 /// Descriptor on which a zygote writes results.
 pub const RESULTS_FD: RawFd = 4;
 
-/// Processor time after which the kernel kills a child whatever else fails, in seconds.
-pub(super) const RLIMIT_CPU_S: u64 = 60;
 /// Stack of a zygote and its children.
 const STACK_BYTES: u64 = 64 << 20;
 /// Address space of a child; the allocator's budget is the real limit.
@@ -549,7 +549,7 @@ pub fn set_rlimits() -> io::Result<()> {
 /// # Errors
 /// When a limit cannot be set.
 pub fn set_child_rlimits() -> io::Result<()> {
-    set_limits(&[(libc::RLIMIT_NPROC, 0), (libc::RLIMIT_NOFILE, 0), (libc::RLIMIT_CPU, RLIMIT_CPU_S)])
+    set_limits(&[(libc::RLIMIT_NPROC, 0), (libc::RLIMIT_NOFILE, 0), (libc::RLIMIT_CPU, MAX_CPU_S)])
 }
 
 /// Gives up every capability for good. For an ordinary user this changes nothing.

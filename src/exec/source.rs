@@ -4,6 +4,7 @@
 //! [`MAX_PROGRAM`] bytes, and gives `None` for what does not parse.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 
 use rustpython_ruff_python_ast::token::TokenKind;
 use rustpython_ruff_python_ast::visitor::{self, Visitor};
@@ -13,7 +14,7 @@ use rustpython_ruff_text_size::{Ranged, TextRange};
 
 use crate::exec::policy::{MAX_PROGRAM, check};
 
-/// Stack for one parse; only what is touched is real.
+/// Stack for one parse, in bytes; only what is touched is real.
 const STACK: usize = 512 << 20;
 
 type Module = Parsed<ModModule>;
@@ -23,12 +24,9 @@ fn with_tree<T: Send>(source: &str, f: impl FnOnce(&Module) -> T + Send) -> Opti
     if source.len() > MAX_PROGRAM {
         return None;
     }
-    std::thread::scope(|scope| {
-        let work = || parse_module(source).ok().map(|module| f(&module));
-        let thread = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, work).ok()?;
-        // A parser that panics on hostile text has not parsed it.
-        thread.join().ok().flatten()
-    })
+    let work = || parse_module(source).ok().map(|module| f(&module));
+    // No thread of its own, which a busy machine may refuse. A parser that panics on hostile text has not parsed it.
+    stacker::grow(STACK, || std::panic::catch_unwind(AssertUnwindSafe(work)).ok().flatten())
 }
 
 fn functions(module: &Module) -> impl Iterator<Item = &StmtFunctionDef> {

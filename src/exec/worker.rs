@@ -19,7 +19,9 @@ use crate::exec::child::{self, EXIT_NOT_ENTERED, EXIT_PANIC, MAX_MESSAGE, MAX_OU
 use crate::exec::convert::Types;
 use crate::exec::filter::filter;
 use crate::exec::identity::{self, for_each_class};
-use crate::exec::protocol::{Call, Job, JobResult, Layer, Limits, Outcome, Reverse, receive, send, take_frames};
+use crate::exec::protocol::{
+    Call, Job, JobResult, Layer, Limits, MAX_CPU_S, Outcome, Reverse, receive, send, take_frames,
+};
 use crate::exec::sandbox::{self, Ending, Slot};
 
 /// First argument of a process that is to be a zygote; the second is the hash seed, the third the sandbox mode.
@@ -444,7 +446,7 @@ fn run_child(
         Ending::Exited(sandbox::EXIT_OUT_OF_MEMORY) => Death::Own(Outcome::OutOfMemory),
         Ending::Killed(libc::SIGPROF | libc::SIGXCPU) => Death::Own(Outcome::TimeoutCpu),
         Ending::Killed(libc::SIGSYS) => Death::Own(Outcome::Policy),
-        Ending::Killed(_) if cpu_us >= (1000 * job.limits.cpu_ms).min(1_000_000 * sandbox::RLIMIT_CPU_S) => {
+        Ending::Killed(_) if cpu_us >= (1000 * job.limits.cpu_ms).min(1_000_000 * MAX_CPU_S) => {
             Death::Own(Outcome::TimeoutCpu)
         }
         Ending::Killed(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT) => Death::Foreign,

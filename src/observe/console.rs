@@ -1,7 +1,7 @@
 //! Progress for people: a bar on a terminal, a line per step elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -18,7 +18,7 @@ pub struct Console {
 impl Console {
     /// A console for a run up to step `num_steps`.
     pub fn new(num_steps: u64, quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+        let bar = (!quiet && stderr().is_terminal()).then(|| {
             let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg}");
             ProgressBar::new(num_steps).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
         });
@@ -29,7 +29,7 @@ impl Console {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None if !self.quiet => eprintln!("{text}"),
+            None if !self.quiet => write(stderr(), text),
             None => {}
         }
     }
@@ -47,7 +47,7 @@ impl Console {
                 bar.set_position(m.step);
                 bar.set_message(line);
             }
-            None if !self.quiet => println!("{line}"),
+            None if !self.quiet => write(stdout(), &line),
             None => {}
         }
     }
@@ -57,7 +57,7 @@ impl Console {
         let line = format!("step {step}/{}{}", self.num_steps, accuracy(scores));
         match &self.bar {
             Some(bar) => bar.println(line),
-            None if !self.quiet => println!("{line}"),
+            None if !self.quiet => write(stdout(), &line),
             None => {}
         }
     }
@@ -69,7 +69,8 @@ impl Console {
             let kind: String = kind.chars().take(3).collect();
             rewards.push_str(&format!(" {}.{kind} {:+.2}", role.chars().next().unwrap_or('?'), c.reward));
         }
-        let left = Duration::from_secs_f64(self.num_steps.saturating_sub(m.step) as f64 * m.step_s);
+        let left = self.num_steps.saturating_sub(m.step) as f64 * m.step_s;
+        let left = Duration::try_from_secs_f64(left).unwrap_or(Duration::MAX);
         format!(
             "step {}/{}  reward {:+.3} [{} ]  valid {:.0}%  {:.0} tok/s  {:.0} steps/h{}  left {}",
             m.step,
@@ -90,6 +91,11 @@ impl Console {
             bar.finish();
         }
     }
+}
+
+/// Writes a line. A run goes on when whoever read its lines is gone, or the disk of its log is full.
+fn write(mut to: impl Write, line: &str) {
+    let _ = writeln!(to, "{line}");
 }
 
 /// Accuracy by suite in percent; nothing where nothing was evaluated.
@@ -125,5 +131,6 @@ mod tests {
         assert!(line.contains("  eval: builtin/deduction 12.5%  left"), "{line}");
         m.alarms.insert("entropy".into(), 7);
         assert!(Console::new(10, true).line(&m).ends_with("  ALARM: entropy for 7 steps"));
+        assert!(Console::new(u64::MAX, true).line(&m).contains("left "), "however many steps there are");
     }
 }

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
-use crate::exec::protocol::MAX_MEMORY_MIB;
+use crate::exec::protocol::{MAX_CPU_S, MAX_MEMORY_MIB};
 use crate::selfplay::alarm::OnCollapse;
 use crate::selfplay::config::SelfPlayConfig;
 use crate::train::loss::LossAggregation;
@@ -313,13 +313,20 @@ impl Config {
         if let Some((name, _)) = at_least_one.iter().find(|(_, n)| *n == 0) {
             return Err(Error::config(format!("{name} must be at least 1")));
         }
-        // Ids of sequences keep 16 bits for the index in a configuration and 8 for the probe or the answer.
+        let max_cpu_ms = 1000 * MAX_CPU_S as usize;
+        // Ids of sequences keep 31 bits for the step, 16 for the index in a configuration and 8 for the probe or the answer.
         for (name, value, limit) in [
             ("selfplay.batch_size", s.batch_size, 1 << 16),
             ("selfplay.num_probes", s.num_probes, 255),
             ("selfplay.num_answers", s.num_answers, 256),
             ("executor.memory_mib", e.memory_mib as usize, MAX_MEMORY_MIB as usize),
             ("rollout.max_lag", r.max_lag, 1),
+            ("rollout.max_running", r.max_running, 1 << 16),
+            ("selfplay.num_references", s.num_references, 64),
+            ("selfplay.seed_factor", s.seed_factor, 1 << 16),
+            ("executor.cpu_ms_propose", e.cpu_ms_propose as usize, max_cpu_ms),
+            ("executor.cpu_ms_answer", e.cpu_ms_answer as usize, max_cpu_ms),
+            ("steps", self.steps as usize, (1 << 31) - 1),
             ("threads", self.threads, 1024),
             ("executors", self.executors, 1024),
             ("selfplay.composite.max_functions", s.composite.max_functions, 16),
@@ -352,6 +359,17 @@ impl Config {
         in_range("selfplay.edge_share", s.edge_share, 0.0, 1.0)?;
         in_range("selfplay.negative_weight", s.negative_weight, 0.0, 1.0)?;
         in_range("selfplay.composite.chance", s.composite.chance, 0.0, 1.0)?;
+        for (name, value) in [
+            ("complexity", s.intrinsic.complexity),
+            ("halstead", s.intrinsic.halstead),
+            ("edit_distance", s.intrinsic.edit_distance),
+            ("answer_diversity", s.intrinsic.answer_diversity),
+            ("input_diversity", s.intrinsic.input_diversity),
+            ("output_diversity", s.intrinsic.output_diversity),
+            ("max", s.intrinsic.max),
+        ] {
+            in_range(&format!("selfplay.intrinsic.{name}"), value, -1e6, 1e6)?;
+        }
         in_range("eval.temperature", self.eval.temperature, 0.0, 100.0)?;
         in_range("checkpoint.every_minutes", self.checkpoint.every_minutes, 0.0, 1e9)
     }

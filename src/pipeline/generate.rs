@@ -100,6 +100,9 @@ pub struct Proposal {
     pub task: Option<Arc<Task>>,
     /// Why there is none.
     pub rejection: Option<String>,
+    /// Whether it would be one, were the solver's prompt not too long: it counts as solved by nobody, and is not kept.
+    #[serde(default)]
+    pub is_too_long: bool,
     /// Constraints that the completion hits.
     #[serde(skip)]
     pub hits: Hits,
@@ -290,6 +293,7 @@ impl Round {
             format_ok: false,
             task: None,
             rejection: None,
+            is_too_long: false,
             hits: Hits::default(),
             probes: Vec::new(),
             probe_prompt: None,
@@ -559,7 +563,8 @@ impl Round {
         let solver = Config { kind: proposal.config.kind, role: Role::Solve };
         let prompt: Arc<[u32]> = cx.codec.encode(&prompt::solver(cx.rules.format, &task)).into();
         if cx.rules.room(solver, prompt.len()).is_none() {
-            proposal.rejection = Some(format!("the solver's prompt has {} tokens", prompt.len()));
+            proposal.rejection = Some(TOO_LONG.to_owned());
+            proposal.is_too_long = true;
             return Ok(());
         }
         proposal.task = Some(task);
@@ -598,6 +603,9 @@ impl Proposal {
 
     /// Mean accuracy of the probes, the estimate of the success rate; `None` without a validated task.
     pub fn success_rate(&self) -> Option<f64> {
+        if self.is_too_long {
+            return Some(0.0);
+        }
         if self.task.is_none() || self.probes.is_empty() {
             return None;
         }
@@ -639,6 +647,9 @@ const FITS: &str = "only prompts that fit are submitted";
 
 /// Why a proposal is refused that its buffer, or an earlier proposal of the step, has already.
 pub const DUPLICATE: &str = "duplicate";
+
+/// Why a proposal is refused that no solver could be asked about.
+const TOO_LONG: &str = "the solver's prompt is too long";
 
 impl Rules {
     /// Most tokens that may follow a prompt, or none when the prompt is too long.

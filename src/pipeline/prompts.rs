@@ -53,7 +53,7 @@ impl Prompter<'_> {
                 if self.rules.room(config, tokens.len()).is_some() {
                     break Some(tokens);
                 } else if shown.references.len() > must_keep {
-                    shown.references.pop();
+                    drop_longest(&mut shown.references, !self.rules.ground.is_empty());
                 } else {
                     break None;
                 }
@@ -125,6 +125,16 @@ impl Prompter<'_> {
             }
         }
         left_out
+    }
+}
+
+/// Drops the longest reference: one that is too long by itself must not cost all others. The first, where it is to stay, goes
+/// last.
+fn drop_longest(references: &mut Vec<Arc<Task>>, first_stays: bool) {
+    let len = |t: &Task| t.program.len() + t.pairs.iter().map(|p| p.input.len() + p.output.len()).sum::<usize>();
+    let from = usize::from(first_stays && references.len() > 1);
+    if let Some(longest) = (from..references.len()).max_by_key(|i| len(&references[*i])) {
+        references.remove(longest);
     }
 }
 

@@ -62,6 +62,8 @@ pub struct Run<B: Backend> {
     pub alarms: Alarms,
     /// The temperature so far.
     pub warmth: Warmth,
+    /// Whether a step has begun to change all this and has not come to its end.
+    pub is_updating: bool,
     /// Set by a signal.
     pub stop: StopFlag,
 }
@@ -125,6 +127,7 @@ impl<B: Backend> Run<B> {
         }
         self.engine.rest();
         let rollout_end = Instant::now();
+        self.is_updating = true;
         let stats = update(&mut self.trainer, &samples, &self.config.train, temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();
         let mut trace = self.trace(step, &round, &samples);
@@ -148,7 +151,7 @@ impl<B: Backend> Run<B> {
         let entropy = vitals.entropy;
         metrics.alarms = self.alarms.observe(&vitals, self.config.alarm.patience);
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
-        metrics.alarms.extend(self.alarms.observe_gradient(metrics.grad_norm)?);
+        metrics.alarms.extend(self.alarms.observe_numbers(metrics.grad_norm, entropy)?);
         metrics.temperature = temperature;
         if !metrics.configs.is_empty() {
             self.warmth.observe(entropy, self.config.rollout.hold_entropy);
@@ -158,6 +161,7 @@ impl<B: Backend> Run<B> {
         metrics.device_idle_share = metrics.device_idle_s / metrics.step_s;
         metrics.tokens_per_s = metrics.sampled_tokens as f64 / metrics.step_s;
         metrics.steps_per_hour = 3600.0 / metrics.step_s;
+        self.is_updating = false;
         Ok((metrics, trace))
     }
 

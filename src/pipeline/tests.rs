@@ -24,7 +24,7 @@ use crate::selfplay::gate::GateConfig;
 use crate::selfplay::intrinsic::Seen;
 use crate::selfplay::parse;
 use crate::selfplay::prompt::Format;
-use crate::selfplay::reward::InductionReward;
+use crate::selfplay::reward::{Extremes, InductionReward};
 use crate::selfplay::task::{Config, Pair, Role, Task, TaskKind};
 
 fn task(kind: TaskKind, num_pairs: usize) -> Task {
@@ -359,6 +359,31 @@ fn a_prompt_that_is_too_long_loses_references_and_not_the_batch() {
     let (left_out, references) = proposed(120);
     assert!(left_out == 0 && references.iter().all(|n| *n < 6) && references.iter().any(|n| *n > 0), "{references:?}");
     assert_eq!(proposed(1).0, 8, "counted when not even a bare prompt fits");
+    // One that is longer than a prompt may be costs itself alone.
+    let huge =
+        Task { program: format!("def f(x):\n    return '{}'", "a b ".repeat(2000)), ..task(TaskKind::Deduction, 1) };
+    (0..90).for_each(|_| buffers.push(Arc::new(Task::identity(TaskKind::Deduction))));
+    buffers.push(Arc::new(huge));
+    let rules = rules(&codec, 300);
+    let config = SelfPlayConfig { num_references: 64, ..config };
+    let prompter = Prompter { codec: &codec, rules: &rules, config: &config, buffers: &buffers, seed: 3 };
+    let mut round = Round::default();
+    prompter.proposals(&mut round, TaskKind::Deduction, 1, 8);
+    assert!(round.proposals.iter().all(|p| p.references.len() > 3), "as many as fit");
+}
+
+#[test]
+fn a_task_that_no_solver_could_be_asked_about_counts_as_solved_by_none() {
+    let mut round = round();
+    let p = &mut round.proposals[1];
+    (p.task, p.is_too_long, p.probes) = (None, true, Vec::new());
+    let rewards = |propose_reward| -> Vec<f64> {
+        let config = SelfPlayConfig { propose_reward, ..SelfPlayConfig::default() };
+        samples(&round, &Seen::default(), &config).iter().map(|s| s.reward).collect()
+    };
+    // The first has no task for another reason.
+    assert_eq!((rewards(Extremes::Zero)[0], rewards(Extremes::Zero)[1]), (-1.0, 0.0));
+    assert_eq!((rewards(Extremes::MinusHalf)[0], rewards(Extremes::MinusHalf)[1]), (-1.0, -0.5));
 }
 
 #[test]

@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::compute::ops::{Draw, Drawn, MAX_STOPS, PAGE, Seat};
 use crate::error::{Error, Result};
@@ -51,11 +51,23 @@ pub struct Completion {
     /// Drawn tokens, the stop token included.
     pub tokens: Vec<u32>,
     /// Log-probability of each (nats).
+    #[serde(deserialize_with = "numbers")]
     pub logprobs: Vec<f32>,
     /// Mean entropy of the distributions that they were drawn from (nats).
+    #[serde(deserialize_with = "number")]
     pub entropy: f64,
     /// Why it ended.
     pub finish: Finish,
+}
+
+/// JSON has null where a number was none: what a step that taught nothing leaves behind must not end the next.
+fn number<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<f64, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(from: D) -> std::result::Result<Vec<f32>, D::Error> {
+    let found: Vec<Option<f32>> = Vec::deserialize(from)?;
+    Ok(found.into_iter().map(|n| n.unwrap_or(f32::NAN)).collect())
 }
 
 /// Bounds of a batch.
@@ -523,6 +535,23 @@ impl Scheduler {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn numbers_that_are_none_go_through_json() {
+        let of = |x: f32| Completion {
+            id: 1,
+            tokens: vec![3, 4],
+            logprobs: vec![-0.5, x],
+            entropy: f64::from(x),
+            finish: Finish::Length,
+        };
+        let back = |c: &Completion| -> Completion {
+            serde_json::from_str(&serde_json::to_string(c).expect("plain data")).expect("the same")
+        };
+        let (good, bad) = (back(&of(-1.5)), back(&of(f32::NAN)));
+        assert_eq!((good.logprobs, good.entropy), (vec![-0.5, -1.5], -1.5));
+        assert!(bad.logprobs[0] == -0.5 && bad.logprobs[1].is_nan() && bad.entropy.is_nan());
+    }
 
     /// Runs requests through with tokens that depend on (id, position) alone, and checks the pages at every step. With
     /// `late`, a step is planned before the draws of the last have come.

@@ -65,7 +65,7 @@ pub struct Alarms {
     /// Steps on end with a hit, by constraint.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     hits: BTreeMap<String, u64>,
-    /// Steps on end whose gradient was not finite.
+    /// Steps on end whose gradient or distributions were not finite.
     #[serde(skip_serializing_if = "is_zero")]
     skipped: u64,
 }
@@ -87,17 +87,19 @@ impl Alarms {
         self.hits.iter().map(|(name, steps)| (format!("constraint {name}"), *steps)).collect()
     }
 
-    /// Takes a step's gradient norm in. Returns an alarm with the number of steps on end that changed no weight, since
-    /// theirs was not finite.
+    /// Takes a step's gradient norm and entropy in. Returns an alarm with the number of steps on end that taught nothing,
+    /// since one of the two was not finite: the gradient, or logits, with which all samples are in bad format alike.
     ///
     /// # Errors
     /// When there were so many that no other is to be expected.
-    pub fn observe_gradient(&mut self, norm: f64) -> Result<Option<(String, u64)>> {
-        self.skipped = if norm.is_finite() { 0 } else { self.skipped + 1 };
+    pub fn observe_numbers(&mut self, norm: f64, entropy: f64) -> Result<Option<(String, u64)>> {
+        self.skipped = if norm.is_finite() && entropy.is_finite() { 0 } else { self.skipped + 1 };
         match self.skipped {
             0 => Ok(None),
-            MAX_SKIPPED.. => Err(Error::failure(format!("the gradient was not finite in {MAX_SKIPPED} steps on end"))
-                .with_hint("go on from an earlier checkpoint with a lower train.learning_rate")),
+            MAX_SKIPPED.. => Err(Error::failure(format!(
+                "the gradient, or the entropy of the samples, was not finite in {MAX_SKIPPED} steps on end"
+            ))
+            .with_hint("go on from an earlier checkpoint with a lower train.learning_rate, or with other weights")),
             n => Ok(Some(("gradient".to_owned(), n))),
         }
     }
@@ -154,16 +156,18 @@ mod tests {
     }
 
     #[test]
-    fn a_gradient_that_is_not_finite_is_an_alarm_and_many_are_the_end() {
+    fn numbers_that_are_not_finite_are_an_alarm_and_many_are_the_end() {
         let mut alarms = Alarms::default();
-        assert_eq!(alarms.observe_gradient(1.0).expect("finite"), None);
+        assert_eq!(alarms.observe_numbers(1.0, 0.5).expect("finite"), None);
         for n in 1..MAX_SKIPPED {
-            let alarm = alarms.observe_gradient(f64::NAN).expect("there may be some");
+            let numbers = if n % 2 == 0 { (f64::NAN, 0.5) } else { (0.0, f64::NAN) };
+            let alarm = alarms.observe_numbers(numbers.0, numbers.1).expect("there may be some");
             assert_eq!((alarm, alarms.longest()), (Some(("gradient".to_owned(), n)), n));
         }
-        assert!(alarms.clone().observe_gradient(f64::INFINITY).is_err());
-        assert_eq!(alarms.observe_gradient(0.0).expect("finite"), None);
-        assert!(alarms.observe_gradient(f64::INFINITY).is_ok(), "it counts steps on end");
+        assert!(alarms.clone().observe_numbers(f64::INFINITY, 0.5).is_err());
+        assert!(alarms.clone().observe_numbers(0.0, f64::NAN).is_err());
+        assert_eq!(alarms.observe_numbers(0.0, 0.5).expect("finite"), None);
+        assert!(alarms.observe_numbers(f64::INFINITY, 0.5).is_ok(), "it counts steps on end");
     }
 
     #[test]

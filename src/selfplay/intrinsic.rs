@@ -1,7 +1,8 @@
 //! Intrinsic rewards of the proposer: complexity, Halstead, edit distance, and the surprise of answers. All are off
 //! by default, and none is computed unless its coefficient is set.
 
-use std::collections::HashMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,22 +13,39 @@ use crate::selfplay::task::{Task, TaskKind};
 /// How often each answer text occurred among all valid proposals so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnswerCounts {
-    counts: std::collections::BTreeMap<String, u64>,
+    counts: BTreeMap<String, u64>,
     total: u64,
 }
+
+/// Most answer texts that are counted; beyond, all counts are halved, and what is left with none is forgotten.
+const MAX_ANSWERS: usize = 1 << 16;
+/// Longest answer text that is kept as it is, in bytes; of longer ones a hash is.
+const MAX_TEXT: usize = 64;
+/// Tokens of a program that are compared: the time grows with their square and more.
+const MAX_COMPARED: usize = 512;
 
 impl AnswerCounts {
     /// Takes an answer in.
     pub fn add(&mut self, answer: &str) {
-        *self.counts.entry(answer.to_owned()).or_insert(0) += 1;
+        *self.counts.entry(key(answer).into_owned()).or_insert(0) += 1;
         self.total += 1;
+        if self.counts.len() > MAX_ANSWERS {
+            self.counts.values_mut().for_each(|n| *n /= 2);
+            self.counts.retain(|_, n| *n > 0);
+            self.total = self.counts.values().sum();
+        }
     }
 
     /// `1 - share of equal answers` so far; 1 for the first.
     pub fn surprise(&self, answer: &str) -> f64 {
-        let count = self.counts.get(answer).copied().unwrap_or(0);
+        let count = self.counts.get(key(answer).as_ref()).copied().unwrap_or(0);
         1.0 - count as f64 / self.total.max(1) as f64
     }
+}
+
+/// What an answer is counted under.
+fn key(answer: &str) -> Cow<'_, str> {
+    if answer.len() <= MAX_TEXT { answer.into() } else { blake3::hash(answer.as_bytes()).to_string().into() }
 }
 
 /// Answer counts by what they are answers to.
@@ -97,11 +115,15 @@ fn halstead(c: &crate::exec::source::Complexity) -> f64 {
 
 /// `1 - 2 M / (a + b)` over the tokens of two normal forms, M matched by Ratcliff and Obershelp's longest blocks.
 pub fn edit_distance(a: &str, b: &str) -> f64 {
-    let (a, b): (Vec<&str>, Vec<&str>) = (a.split_whitespace().collect(), b.split_whitespace().collect());
+    let (a, b): (Vec<&str>, Vec<&str>) = (tokens(a).collect(), tokens(b).collect());
     if a.is_empty() && b.is_empty() {
         return 0.0;
     }
     1.0 - 2.0 * matched(&a, &b) as f64 / (a.len() + b.len()) as f64
+}
+
+fn tokens(text: &str) -> impl Iterator<Item = &str> {
+    text.split_whitespace().take(MAX_COMPARED)
 }
 
 fn matched(a: &[&str], b: &[&str]) -> usize {
@@ -143,6 +165,19 @@ mod tests {
         assert_eq!(edit_distance("a b", "c d"), 1.0);
         // difflib.SequenceMatcher(None, list("abxcd"), list("abcd")).ratio() is 8 / 9.
         assert!((edit_distance("a b x c d", "a b c d") - 1.0 / 9.0).abs() < 1e-12);
+    }
+
+    #[test]
+    fn what_is_counted_stays_bounded() {
+        let mut counts = AnswerCounts::default();
+        let long = "9".repeat(4000);
+        (0..8).for_each(|_| counts.add(&long));
+        (0..=2 * MAX_ANSWERS).for_each(|i| counts.add(&i.to_string()));
+        assert!(counts.counts.len() <= MAX_ANSWERS && counts.counts.keys().all(|k| k.len() <= MAX_TEXT));
+        assert!(counts.surprise(&long) < 1.0, "the commonest are not forgotten");
+        // Nor does one long program take seconds: its end does not count.
+        let program = "1 + ".repeat(100_000);
+        assert_eq!(edit_distance(&program, &format!("{program} 2")), 0.0);
     }
 
     #[test]

@@ -61,6 +61,11 @@ fn a_run_directory_is_never_overwritten() {
     expect_code(&output, 2);
     assert!(stderr(&output).contains("holds a run already"), "{}", stderr(&output));
     assert_eq!(std::fs::read_to_string(dir.path().join("resolved.toml")).expect("there"), "steps = 1\n");
+    // Nor is what has the name of a run's file.
+    let metrics = dir.path().join("metrics.jsonl");
+    std::fs::rename(dir.path().join("resolved.toml"), &metrics).expect("renamed");
+    expect_code(&run(&["--out", out, "--steps", "1"]), 2);
+    assert_eq!(std::fs::read_to_string(metrics).expect("there"), "steps = 1\n");
 }
 
 #[test]

@@ -325,6 +325,7 @@ fn run() -> Run<Scripted> {
         seen: Seen::default(),
         alarms: Alarms::default(),
         warmth: Warmth::default(),
+        is_updating: false,
         stop: StopFlag::default(),
         config,
     }

@@ -31,6 +31,52 @@ fn train(out: &Path, steps: u64, sets: &[&str]) {
     expect_code(&run(&args), 0);
 }
 
+#[test]
+fn an_error_after_a_step_does_not_lose_the_step() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    train(&out, 1, &[]);
+    // A trace as large as a file may be: the next step's lines do not go on.
+    let limit: u64 = 16 << 20;
+    let pad = format!("{{\"step\": 1, \"pad\": \"{}\"}}\n", "x".repeat(limit as usize - 100));
+    std::fs::write(out.join("trace.jsonl"), pad).expect("written");
+    let resume = format!(
+        "exec {} --resume {} --steps 3 --set checkpoint.every_steps=100",
+        env!("CARGO_BIN_EXE_azr"),
+        text(&out)
+    );
+    let script = format!("trap '' XFSZ; ulimit -f {}; {resume}", limit / 1024);
+    let output = std::process::Command::new("bash").args(["-c", &script]).output().expect("there is a bash");
+    expect_code(&output, 74);
+    assert!(
+        stderr(&output).contains("step 2 is saved") && stderr(&output).contains("trace.jsonl"),
+        "{}",
+        stderr(&output)
+    );
+    std::fs::remove_file(out.join("trace.jsonl")).expect("removed");
+    train_on(&out, 3);
+    let other = dir.path().join("S");
+    train(&other, 3, &[]);
+    let weights = |run: &Path| hash(&checkpoint(run, 3));
+    assert_eq!(weights(&out), weights(&other), "what was saved is what an unbroken run has");
+}
+
+#[test]
+fn a_run_goes_on_when_nobody_reads_its_lines() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let out = dir.path().join("R");
+    let sets = SMALL.map(|s| format!("--set {s}")).join(" ");
+    let run = format!("{} --steps 2 --seed 5 --out {} {sets}", env!("CARGO_BIN_EXE_azr"), text(&out));
+    let script = format!("{run} >/dev/full 2>/dev/full; echo $?");
+    let output = std::process::Command::new("bash").args(["-c", &script]).output().expect("there is a bash");
+    assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "0");
+    assert!(checkpoint(&out, 2).is_dir());
+}
+
+fn train_on(out: &Path, steps: u64) {
+    expect_code(&run(&["--resume", text(out), "--steps", &steps.to_string()]), 0);
+}
+
 fn word<'a>(record: &'a Value, key: &str) -> &'a str {
     record[key].as_str().unwrap_or("")
 }
