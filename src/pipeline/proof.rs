@@ -13,8 +13,8 @@ use crate::train::optim::Trainer;
 /// Samples of one prompt, and tokens of each.
 const SAMPLES: u64 = 2;
 const TOKENS: usize = 6;
-/// Tokens of the prompt: more than a page.
-const PROMPT: usize = 20;
+/// Tokens of the prompt: of more than one block of attention, and so many rows that products run as they do in training.
+const PROMPT: usize = 300;
 
 /// Draws a few tokens and trains on them with no advantage, which changes nothing.
 ///

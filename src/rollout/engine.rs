@@ -142,6 +142,8 @@ impl<B: Backend> Engine<B> {
         self.land(decoder, ended)?;
         self.scheduler.unseat();
         self.seats = None;
+        // The larger first: seats must not lie where only the cache would fit.
+        self.have_kv(decoder)?;
         let max_tokens = self.scheduler.longest().next_multiple_of(SEAT_TOKENS);
         let seats = decoder.seats(self.limits.max_running, max_tokens)?;
         self.seats = seats.map(|seats| Seated { seats, max_tokens, flight: None });
@@ -187,12 +189,15 @@ impl<B: Backend> Engine<B> {
     /// The next step, its pages copied.
     fn plan(&mut self, decoder: &Decoder<B>) -> Result<Plan> {
         let plan = self.scheduler.plan();
-        let kv = match &mut self.kv {
+        decoder.copy_pages(self.have_kv(decoder)?, &plan.copies)?;
+        Ok(plan)
+    }
+
+    fn have_kv(&mut self, decoder: &Decoder<B>) -> Result<&mut B::Kv> {
+        Ok(match &mut self.kv {
             Some(kv) => kv,
             none => none.insert(decoder.new_kv(self.limits.num_pages)?),
-        };
-        decoder.copy_pages(kv, &plan.copies)?;
-        Ok(plan)
+        })
     }
 
     /// A step whose draws are waited for.

@@ -397,9 +397,13 @@ impl Device {
     }
 
     /// Calls again when memory ran out, once everything launched is done and what was freed has gone back to the driver:
-    /// the pool does not always join its pieces, and gives none of them to graphs and modules.
+    /// the pool does not always join its pieces, and gives none of them to graphs and to code, which is loaded as late as by
+    /// a kernel's first launch. Not while launches are recorded: a recorded stream cannot be waited for.
     pub(super) fn with_room(&self, mut call: impl FnMut() -> CUresult) -> CUresult {
         let code = call();
+        if self.0.recording.load(Ordering::Relaxed) {
+            return code;
+        }
         // SAFETY: stream and pool live as long as `self`.
         let trim = || unsafe {
             sys::cuStreamSynchronize(self.0.stream) == CUresult::CUDA_SUCCESS
@@ -558,7 +562,8 @@ impl Device {
                 let name = std::ffi::CString::new(entry.name).map_err(|e| Error::failure(e.to_string()))?;
                 let (module, mut handle) = (self.module(entry.file)?, std::ptr::null_mut());
                 // SAFETY: the module is loaded, and lives as long as the context.
-                let code = unsafe { sys::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) };
+                let code =
+                    self.with_room(|| unsafe { sys::cuModuleGetFunction(&raw mut handle, module, name.as_ptr()) });
                 check_as(code, || format!("finding the kernel {}", entry.name))?;
                 slot.insert(Function { handle, smem_bytes: FREE_SMEM_BYTES, checked: false })
             }
@@ -570,7 +575,7 @@ impl Device {
         if smem_bytes > function.smem_bytes {
             let which = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             // SAFETY: the function is loaded.
-            let code = unsafe { sys::cuFuncSetAttribute(function.handle, which, smem_bytes as i32) };
+            let code = self.with_room(|| unsafe { sys::cuFuncSetAttribute(function.handle, which, smem_bytes as i32) });
             check_as(code, || format!("giving {} {smem_bytes} bytes of shared memory", entry.name))?;
             function.smem_bytes = smem_bytes;
         }
@@ -617,9 +622,11 @@ impl Device {
             attrs: &raw mut cluster,
             numAttrs: u32::from(shape.cluster > 1),
         };
-        // SAFETY: the caller vouches for the arguments; they live until the call returns, and the driver copies them.
-        let code =
-            unsafe { sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut()) };
+        // SAFETY: the caller vouches for the arguments; they live until the call returns, and the driver copies them. A launch
+        // that failed has enqueued nothing.
+        let code = self.with_room(|| unsafe {
+            sys::cuLaunchKernelEx(&raw const config, function, params.as_mut_ptr(), std::ptr::null_mut())
+        });
         check_as(code, || format!("launching {}", entry.name))
     }
 }

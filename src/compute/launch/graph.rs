@@ -36,7 +36,8 @@ impl Graph {
     pub fn launch(&self) -> Result<()> {
         self.device.enter()?;
         // SAFETY: graph and stream live.
-        check(unsafe { sys::cuGraphLaunch(self.executable, self.device.stream()) }, "launching a graph")
+        let launch = || unsafe { sys::cuGraphLaunch(self.executable, self.device.stream()) };
+        check(self.device.with_room(launch), "launching a graph")
     }
 }
 

@@ -20,9 +20,12 @@ pub static IMAGES: &[Image] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 /// Compute capability of a device: (9, 0) for Hopper.
 pub type Capability = (u32, u32);
 
+const ORIN: Capability = (8, 7);
+
 /// How well an architecture suits a device: none when it does not run there, otherwise greater is better.
 ///
-/// `sm_XYa` runs on X.Y alone; `sm_XY` on later chips of the same X; PTX on everything later, compiled by the driver.
+/// `sm_XYa` runs on X.Y alone; `sm_XY` on later chips of the same X, but not on Orin (8.7), which shares no code with the
+/// others; PTX on everything later, compiled by the driver.
 pub fn suits(arch: &str, capability: Capability) -> Option<u32> {
     let number = capability.0 * 10 + capability.1;
     if let Some(specific) = arch.strip_prefix("sm_").and_then(|a| a.strip_suffix('a')) {
@@ -30,7 +33,7 @@ pub fn suits(arch: &str, capability: Capability) -> Option<u32> {
     }
     if let Some(text) = arch.strip_prefix("sm_") {
         let own: u32 = text.parse().ok()?;
-        return (own / 10 == capability.0 && own <= number).then_some(1000 + own);
+        return (own / 10 == capability.0 && own <= number && capability != ORIN).then_some(1000 + own);
     }
     let own: u32 = arch.strip_prefix("compute_")?.parse().ok()?;
     (own <= number).then_some(own)
@@ -75,6 +78,7 @@ mod tests {
         assert_eq!(best((7, 5)), None);
         assert_eq!(best((8, 0)), Some("sm_80"));
         assert_eq!(best((8, 6)), Some("sm_80"));
+        assert_eq!(best((8, 7)), Some("compute_80"));
         assert_eq!(best((8, 9)), Some("sm_89"));
         assert_eq!(best((9, 0)), Some("sm_90a"));
         assert_eq!(best((10, 0)), Some("compute_80"), "a chip newer than this build compiles the text");
