@@ -225,6 +225,7 @@ pub fn train<B: Backend>(
         let by_time = c.every_minutes > 0.0 && saved.1.elapsed() >= Duration::from_secs_f64(60.0 * c.every_minutes);
         let stopped = interrupted || run.stop.is_set();
         if step > saved.0 && (by_step || by_time || stopped || step == config.steps) {
+            sinks.sync();
             save(&run, dir, &model, step)?;
             dir.prune(c.keep, step.saturating_sub(run.alarms.longest()));
             saved = (step, Instant::now());

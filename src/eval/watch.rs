@@ -18,7 +18,8 @@ use crate::pipeline::Exam;
 use crate::pipeline::config::Config;
 use crate::selfplay::prompt::Format;
 
-/// First id of evaluated sequences: those of training hold a step of at most 32 bits above 32 others and lie below.
+/// First id of evaluated sequences: those of training hold a step of at most 31 bits above 32 others and lie below. Those of
+/// seeding, which is over by then, lie here, too.
 const FIRST_ID: u64 = 1 << 63;
 
 /// The suites that a run is evaluated on.

@@ -102,6 +102,13 @@ impl Sinks {
         self.events.scalars(metrics.step, &record)
     }
 
+    /// Waits until all lines are on the disk, where it can tell: those of a checkpoint's steps are not written again.
+    pub fn sync(&self) {
+        for log in [&self.trace, &self.metrics] {
+            let _ = log.file.get_ref().sync_data();
+        }
+    }
+
     /// Whether the last line of the metrics has an evaluation.
     pub fn has_eval(&self) -> bool {
         self.metrics.has_eval

@@ -72,6 +72,7 @@ fn hopper_images_multiply_and_load_as_hopper_does() {
             let (products, waits) = (count(" HGMMA."), count(" WARPGROUP.DEPBAR"));
             println!("{entry}: {products} HGMMA, {waits} waits, {} UTMALDG", count("UTMALDG."));
             assert!(products > 0 && count("UTMALDG.") > 0, "{entry} has neither wgmma nor TMA");
+            assert_eq!(count(" LDL") + count(" STL"), 0, "{entry} keeps values in local memory");
             assert!(2 * waits < products, "{entry}: the compiler waits for products one by one");
             let (fences, barriers) = (count(" MEMBAR.ALL.GPU"), count(" UCGABAR_ARV"));
             assert!(fences <= barriers, "{entry}: {fences} fences of the device, {barriers} barriers of the cluster");
