@@ -46,7 +46,8 @@ const NOBODY: i32 = i32::MAX;
 fn abort_itself() -> i64 {
     let signals = 1u64 << (libc::SIGABRT - 1);
     call!(libc::SYS_rt_sigprocmask, libc::SIG_BLOCK, &raw const signals, 0, 8);
-    call!(libc::SYS_tgkill, libc::getpid(), call!(libc::SYS_gettid), libc::SIGABRT)
+    let thread = call!(libc::SYS_gettid);
+    call!(libc::SYS_tgkill, std::process::id(), thread, libc::SIGABRT)
 }
 
 const LOCALHOST_9: [u8; 16] = [2, 0, 0, 9, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0];
