@@ -158,6 +158,7 @@ pub mod pretrain;
 /// Floor 7: how good a model is.
 pub mod eval {
     pub mod builtin;
+    pub mod formula;
     pub mod grade;
     pub mod math;
     pub mod pretrained;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use crate::base::rng::{Purpose, Rng};
 use crate::base::run_dir::publish;
 use crate::cli::args::{BenchArgs, BenchPart, BenchWorkload};
-use crate::cli::bench_report::{compare, print_table};
+use crate::cli::bench_report::{compare, table};
+use crate::cli::eval::print;
 use crate::cli::exec_bench;
 use crate::cli::plan;
 use crate::cli::train::gpu;
@@ -79,7 +80,7 @@ const ON_CPU: Sizes = Sizes {
 /// When the device or the model cannot be had, or a file cannot be read or written.
 pub fn bench(args: &BenchArgs) -> Result<()> {
     if let [old, new] = args.compare.as_slice() {
-        return compare(old, new);
+        return print(&compare(old, new)?);
     }
     let mut results = Vec::new();
     if args.part != BenchPart::Executor {
@@ -94,7 +95,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     }
     let unix_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let report = json!({"azr": env!("CARGO_PKG_VERSION"), "unix_s": unix_s, "results": results});
-    print_table(&report);
+    print(&table(&report))?;
     match &args.json {
         Some(path) => publish(path, format!("{report:#}\n").as_bytes()),
         None => Ok(()),

@@ -7,16 +7,19 @@ use serde_json::Value;
 use crate::error::{Error, Result};
 
 /// Prints each result with its numbers.
-pub fn print_table(report: &Value) {
+pub fn table(report: &Value) -> String {
+    let mut out = String::new();
     for result in report["results"].as_array().into_iter().flatten() {
-        println!("{}", result["name"].as_str().unwrap_or("?"));
+        out += &format!("{}\n", result["name"].as_str().unwrap_or("?"));
         for (key, value) in result.as_object().into_iter().flatten().filter(|(key, _)| *key != "name") {
-            match value.as_f64() {
-                Some(number) => println!("  {key:<26} {:>14}", rounded(number)),
-                None => println!("  {key:<26} {}", value.as_str().map_or_else(|| value.to_string(), str::to_owned)),
-            }
+            let shown = match value.as_f64() {
+                Some(number) => format!("{:>14}", rounded(number)),
+                None => value.as_str().map_or_else(|| value.to_string(), str::to_owned),
+            };
+            out += &format!("  {key:<26} {shown}\n");
         }
     }
+    out
 }
 
 /// Four digits, or whole numbers.
@@ -28,22 +31,24 @@ fn rounded(number: f64) -> String {
     }
 }
 
-/// Prints, for every number that both files have, both and how they compare.
+/// For every number that both files have, both and how they compare.
 ///
 /// # Errors
 /// When a file is none of `azr bench --json`.
-pub fn compare(old: &Path, new: &Path) -> Result<()> {
+pub fn compare(old: &Path, new: &Path) -> Result<String> {
     let (before, after) = (read(old)?, read(new)?);
+    let mut out = String::new();
     for (name, numbers) in &before {
         let Some((_, others)) = after.iter().find(|(other, _)| other == name) else { continue };
-        println!("{name}");
+        out += &format!("{name}\n");
         for (key, before) in numbers {
             if let Some((_, after)) = others.iter().find(|(other, _)| other == key) {
-                println!("  {key:<26} {:>12} {:>12} {:>8.3}x", rounded(*before), rounded(*after), after / before);
+                let ratio = after / before;
+                out += &format!("  {key:<26} {:>12} {:>12} {ratio:>8.3}x\n", rounded(*before), rounded(*after));
             }
         }
     }
-    Ok(())
+    Ok(out)
 }
 
 type Numbers = Vec<(String, f64)>;

@@ -16,7 +16,7 @@ use crate::compute::ops::Backend;
 use crate::error::{Error, Result};
 use crate::eval::protocol::{Protocol, Settings, Turn};
 use crate::eval::run::{Model, Record, run, stop_tokens};
-use crate::eval::suites::{Format, Item, read};
+use crate::eval::suites::{Format, Item, read_all};
 use crate::eval::template::Template;
 use crate::eval::{builtin, report};
 use crate::exec::pool::{Pool, PoolConfig, Sandbox};
@@ -63,9 +63,14 @@ fn evaluate<B: Backend>(args: &EvalArgs, backend: B) -> Result<()> {
     let format = args.format.as_deref().and_then(format_named);
     let (generated, files): (Vec<&PathBuf>, Vec<&PathBuf>) =
         args.suites.iter().partition(|p| [builtin::NAME, builtin::GRAMMAR].iter().any(|n| p.as_os_str() == *n));
-    let mut suites = Vec::new();
-    for path in files {
-        suites.extend(read(path, format, args.limit)?);
+    let files: Vec<&Path> = files.into_iter().map(PathBuf::as_path).collect();
+    let mut suites = read_all(&files, format, args.limit)?;
+    if let Some(k) = args.k.iter().find(|k| **k > args.samples) {
+        return Err(Error::usage(format!("pass@{k} needs as many samples")).with_hint(format!("give --samples {k}")));
+    }
+    // Before the work whose results are to go there.
+    if let Some(dir) = &args.out {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     }
     let mut loaded = Loaded::open(&args.answer, args.samples, backend)?;
     for name in generated {
@@ -82,10 +87,11 @@ fn evaluate<B: Backend>(args: &EvalArgs, backend: B) -> Result<()> {
     }
     let rows = report::rows(&records, &args.k, args.answer.seed);
     let results = report::json(&rows, &config(args, &loaded));
+    let printed = print(&if args.json { format!("{results:#}\n") } else { report::table(&rows) });
     if let Some(dir) = &args.out {
         write(dir, &results, &records)?;
     }
-    print(&if args.json { format!("{results:#}\n") } else { report::table(&rows) })
+    printed
 }
 
 fn format_named(name: &str) -> Option<Format> {
@@ -114,7 +120,6 @@ fn config(args: &EvalArgs, loaded: &Loaded<impl Backend>) -> Json {
 }
 
 fn write(dir: &Path, results: &Json, records: &[Record]) -> Result<()> {
-    std::fs::create_dir_all(dir).map_err(|e| Error::io("create", dir, &e))?;
     publish(&dir.join("results.json"), format!("{results:#}\n").as_bytes())?;
     let mut lines = Vec::new();
     for record in records {

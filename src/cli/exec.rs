@@ -59,7 +59,9 @@ fn pool_config(args: &ExecArgs) -> PoolConfig {
 fn lines() -> Result<Receiver<std::io::Result<String>>> {
     let (send, lines) = bounded(64);
     let work = move || {
-        for line in std::io::stdin().lock().lines() {
+        for line in std::io::stdin().lock().split(b'\n') {
+            // What is no UTF-8 is no request, and is answered as such.
+            let line = line.map(|bytes| String::from_utf8(bytes).unwrap_or_else(|_| "not UTF-8".to_owned()));
             if send.send(line).is_err() {
                 break;
             }

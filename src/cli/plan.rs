@@ -5,6 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cli::args::PlanArgs;
+use crate::cli::eval::print;
 use crate::compute::cuda::NUM_RUNNING;
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
@@ -44,14 +45,14 @@ pub fn plan(args: &PlanArgs) -> Result<()> {
         Workload { moments: MomentPrecision::Bf16, ..base },
         Workload { moments: MomentPrecision::Bf16, recompute: true, ..base },
     ];
-    // The fastest that fits, else the smallest.
+    // The first that fits: moments are kept exact as long as recomputing makes room. Else the smallest.
     let fits = |w: &&Workload| peak_bytes(&segments(&spec, w)) <= gpu.memory_bytes;
     let work = choices.iter().find(fits).unwrap_or(&choices[3]);
     let report = report(&spec, work, &shape, &gpu, args);
     if args.json {
-        println!("{report}");
+        print(&format!("{report}\n"))?;
     } else {
-        print_table(&report);
+        print(&table(&report))?;
     }
     Ok(())
 }
@@ -159,39 +160,42 @@ fn report(spec: &ModelSpec, work: &Workload, shape: &StepShape, gpu: &Gpu, args:
     })
 }
 
-fn print_table(report: &Value) {
+fn table(report: &Value) -> String {
+    let mut out = String::new();
     let number = |value: &Value| value.as_f64().unwrap_or_default();
-    println!(
-        "{} ({:.2} billion parameters) on {}",
+    out += &format!(
+        "{} ({:.2} billion parameters) on {}\n",
         text(&report["model"]),
         number(&report["parameters"]) / 1e9,
         text(&report["gpu"])
     );
-    println!("\n{:<34} {:<10} {:>9}", "memory", "when", "GB");
+    out += &format!("\n{:<34} {:<10} {:>9}\n", "memory", "when", "GB");
     for segment in report["segments"].as_array().into_iter().flatten() {
-        println!("{:<34} {:<10} {:>9.2}", text(&segment["name"]), text(&segment["when"]), number(&segment["gb"]));
+        out +=
+            &format!("{:<34} {:<10} {:>9.2}\n", text(&segment["name"]), text(&segment["when"]), number(&segment["gb"]));
     }
     let verdict = if report["fits"] == json!(true) {
         "fits"
     } else {
         "does NOT fit: take fewer micro-batch tokens or a smaller batch"
     };
-    println!(
-        "{:<34} {:<10} {:>9.2} of {:.0}: {verdict}",
+    out += &format!(
+        "{:<34} {:<10} {:>9.2} of {:.0}: {verdict}\n",
         "most at once",
         "",
         number(&report["peak_gb"]),
         number(&report["memory_gb"])
     );
-    println!("room for {} KV tokens", report["kv_room_tokens"]);
-    println!("\nsettings");
+    out += &format!("room for {} KV tokens\n", report["kv_room_tokens"]);
+    out += &format!("\nsettings\n");
     for (key, value) in report["settings"].as_object().into_iter().flatten() {
-        println!("--set {key}={}", text(value));
+        out += &format!("--set {key}={}\n", text(value));
     }
-    println!("\nby the roofline (what is reached of it, azr bench measures)");
+    out += &format!("\nby the roofline (what is reached of it, azr bench measures)\n");
     for (key, value) in report["roofline"].as_object().into_iter().flatten() {
-        println!("{key:<24} {:>12.1}", number(value));
+        out += &format!("{key:<24} {:>12.1}\n", number(value));
     }
+    out
 }
 
 /// A value without quotes.

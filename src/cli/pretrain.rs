@@ -1,6 +1,7 @@
 //! `azr pretrain`: makes the embedded model anew, and says how good it is.
 
 use crate::cli::args::PretrainArgs;
+use crate::cli::eval::print;
 use crate::error::{Error, Result};
 use crate::eval::pretrained;
 use crate::exec::pool::PoolConfig;
@@ -40,6 +41,6 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         })?;
     }
     let found = pretrained::evaluate(&args.out, &config)?;
-    println!("{}", serde_json::to_string_pretty(&found).map_err(|e| Error::failure(e.to_string()))?);
-    Ok(())
+    let text = serde_json::to_string_pretty(&found).map_err(|e| Error::failure(e.to_string()))?;
+    print(&(text + "\n"))
 }

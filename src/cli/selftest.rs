@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::base::rng::{Purpose, Rng};
 use crate::cli::args::SelftestArgs;
+use crate::cli::eval::print;
 use crate::cli::selftest_ops::{
     Round, Values, decoding_attention, gates, head, products, rows, training_attention, updates,
 };
@@ -51,7 +52,7 @@ struct Selftest<B: Backend> {
 
 impl<B: Backend + Clone> Selftest<B> {
     fn run(&self) -> Result<()> {
-        println!("testing {} against {}", self.b.describe(), self.cpu.describe());
+        print(&format!("testing {} against {}\n", self.b.describe(), self.cpu.describe()))?;
         let rounds: Vec<Round> = if self.quick {
             (0..3).map(|number| Round { number, rows: 70, eights: 10 }).collect()
         } else {
@@ -59,22 +60,22 @@ impl<B: Backend + Clone> Selftest<B> {
         };
         let mut failed = 0;
         let mut report = |name: &str, outcome: Result<String, String>| match outcome {
-            Ok(text) => println!("ok     {name}: {text}"),
+            Ok(text) => print(&format!("ok     {name}: {text}\n")),
             Err(text) => {
                 failed += 1;
-                println!("WRONG  {name}: {text}");
+                print(&format!("WRONG  {name}: {text}\n"))
             }
         };
         macro_rules! operations {
             ($($name:ident),*) => {$(
                 let outcome = self.same(&rounds, |round| $name(&self.b, round), |round| $name(&self.cpu, round))?;
-                report(stringify!($name), outcome);
+                report(stringify!($name), outcome)?;
             )*};
         }
         operations!(products, gates, rows, training_attention, decoding_attention, head, updates);
-        report("draws", self.draws()?);
+        report("draws", self.draws()?)?;
         for family in [Family::Qwen2, Family::Qwen3, Family::Llama] {
-            report(&format!("model of family {family:?}"), self.model(family)?);
+            report(&format!("model of family {family:?}"), self.model(family)?)?;
         }
         if failed > 0 {
             return Err(Error::failure(format!("{failed} checks of the self-test failed"))

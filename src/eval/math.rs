@@ -4,17 +4,21 @@
 //! members are compared by value: numbers, fractions, roots and formulas in one-letter variables are evaluated, anything
 //! else is compared as text. What cannot be read as a value is never equal to one. Not here: which suites ask this way.
 
-use std::iter::Peekable;
-use std::vec::IntoIter;
+use super::formula::{self, function};
 
-/// Relative difference up to which two values that are not both whole are the same.
-const TOLERANCE: f64 = 1e-6;
+/// Relative difference up to which two values are the same, by how many of them are whole.
+const TOLERANCE: [f64; 3] = [1e-6, 1e-9, 0.0];
+/// The same where doubles are too large to tell whole numbers apart.
+const LARGE_TOLERANCE: f64 = 1e-12;
 /// Deepest nesting of a formula.
 const MAX_DEPTH: usize = 64;
 /// Longest answer, in bytes: no suite's are longer.
 const MAX_LEN: usize = 2000;
-/// Units of one letter; longer words after a number are taken for a unit anyway.
-const SHORT_UNITS: [&str; 6] = ["m", "g", "s", "h", "L", "C"];
+/// Units that are too short for any word after a number to be taken for one; those of two letters need no space before them.
+const SHORT_UNITS: [&str; 29] = [
+    "m", "g", "s", "h", "L", "C", "cm", "mm", "km", "kg", "mg", "ft", "in", "yd", "mi", "lb", "oz", "ml", "mL", "hr",
+    "am", "pm", "sq", "lbs", "hrs", "mph", "min", "sec", "cc",
+];
 
 /// The content of the text's last `\boxed`.
 pub fn boxed(text: &str) -> Option<&str> {
@@ -45,16 +49,29 @@ pub fn final_answer(text: &str) -> Option<String> {
 /// What a text marks as its answer: what is boxed, else what follows `####`, else what follows the last "answer is" or
 /// "answer:".
 pub fn marked_answer(text: &str) -> Option<String> {
-    let marked = boxed(text).or_else(|| text.rsplit_once("####").and_then(|(_, after)| after.trim().lines().next()));
-    if let Some(found) = marked {
+    if let Some(found) = boxed(text) {
         return Some(found.trim().to_owned()).filter(|a| !a.is_empty());
     }
     let lower = text.to_ascii_lowercase();
-    let at = ["answer is", "answer:"].iter().filter_map(|m| lower.rfind(m).map(|at| at + m.len())).max()?;
-    let line = text[at..].trim_start_matches([':', ' ', '*', '\n']).lines().next().unwrap_or("");
-    // The sentence ends at a full stop that is no decimal point.
-    let end = line.find(". ").unwrap_or(line.len());
-    Some(line[..end].trim().trim_end_matches(['.', '*']).to_owned()).filter(|a| !a.is_empty())
+    let marked = ["answer is", "answer:"].iter().filter_map(|m| lower.rfind(m).map(|at| at + m.len())).max();
+    // A heading may begin as a mark does: the later of the two counts.
+    if let Some(at) = text.rfind("####").filter(|at| marked.is_none_or(|m| m < *at)) {
+        return text[at + 4..].trim().lines().next().map(|l| l.trim().to_owned()).filter(|a| !a.is_empty());
+    }
+    let mut rest = &text[marked?..];
+    loop {
+        let trimmed = rest.trim_start_matches([':', ' ', '*', '\n', '$']);
+        let trimmed = trimmed.strip_prefix("\\[").or(trimmed.strip_prefix("\\(")).unwrap_or(trimmed);
+        if trimmed.len() == rest.len() {
+            break;
+        }
+        rest = trimmed;
+    }
+    let line = rest.lines().next().unwrap_or("");
+    // The sentence ends at a full stop that is no decimal point, or where it says why.
+    let ends = [". ", "**", ", because", ", since", "\\]", "\\)"];
+    let end = ends.iter().filter_map(|e| line.find(e)).min().unwrap_or(line.len());
+    Some(line[..end].trim().trim_end_matches(['.', '*', '$']).trim().to_owned()).filter(|a| !a.is_empty())
 }
 
 fn last_number(text: &str) -> Option<String> {
@@ -63,7 +80,10 @@ fn last_number(text: &str) -> Option<String> {
     let start =
         text[..end].rfind(|c| !inside(c)).map_or(0, |at| at + text[at..].chars().next().map_or(1, char::len_utf8));
     let signed = text[..start].ends_with('-') && !text[..start - 1].ends_with(|c: char| c.is_alphanumeric());
-    Some(text[start - usize::from(signed)..end].trim_start_matches(['.', ',', '/']).to_owned())
+    let number = text[start..end].trim_start_matches([',', '/']);
+    // A point may begin a number, several do not.
+    let number = if number.starts_with("..") { number.trim_start_matches('.') } else { number };
+    Some(format!("{}{number}", if signed { "-" } else { "" }))
 }
 
 /// Whether an answer is the gold one. `tolerance` is a largest absolute difference that a suite allows.
@@ -87,6 +107,8 @@ enum Shape {
     Ordered(char, Vec<String>, char),
     /// A set, or values without an order.
     Unordered(Vec<String>),
+    /// Rows of cells.
+    Matrix(Vec<Vec<String>>),
 }
 
 fn same_shape(gold: &Shape, answer: &Shape, tolerance: Option<f64>, depth: usize) -> bool {
@@ -101,6 +123,10 @@ fn same_shape(gold: &Shape, answer: &Shape, tolerance: Option<f64>, depth: usize
             g.len() == a.len()
                 && g.iter().all(|g| left.iter().position(|a| part(g, a)).map(|at| left.swap_remove(at)).is_some())
         }
+        (Shape::Matrix(g), Shape::Matrix(a)) => {
+            let lens = |m: &[Vec<String>]| m.iter().map(Vec::len).collect::<Vec<_>>();
+            lens(g) == lens(a) && g.iter().flatten().zip(a.iter().flatten()).all(|(g, a)| part(g, a))
+        }
         // A set of one is that one.
         (Shape::Unordered(many), Shape::One(one)) | (Shape::One(one), Shape::Unordered(many)) => {
             many.len() == 1 && part(&many[0], one)
@@ -111,6 +137,13 @@ fn same_shape(gold: &Shape, answer: &Shape, tolerance: Option<f64>, depth: usize
 
 fn split(text: &str) -> Shape {
     let text = text.trim();
+    if let Some(rows) = MATRICES
+        .iter()
+        .find_map(|m| text.strip_prefix(&format!("\\begin{{{m}}}"))?.strip_suffix(&format!("\\end{{{m}}}")))
+    {
+        let rows = rows.trim().trim_end_matches(ROW).split(ROW);
+        return Shape::Matrix(rows.map(|row| row.split('&').map(|cell| cell.trim().to_owned()).collect()).collect());
+    }
     // Two of them have no one reading.
     if let Some((left, right)) = text.split_once("\\pm").filter(|(_, right)| !right.contains("\\pm")) {
         return Shape::Unordered(vec![format!("{left}+{right}"), format!("{left}-{right}")]);
@@ -128,7 +161,9 @@ fn split(text: &str) -> Shape {
         return Shape::Ordered(open, parts, close);
     }
     match at_commas(&text.replace(" and ", ",").replace(" or ", ",")) {
-        Some(parts) if parts.len() > 1 && !is_grouped(text) => Shape::Unordered(parts),
+        Some(parts) if parts.len() > 1 && !is_grouped(text) => {
+            Shape::Unordered(parts.into_iter().map(|p| unnamed(&p).to_owned()).collect())
+        }
         _ => Shape::One(text.to_owned()),
     }
 }
@@ -168,8 +203,16 @@ fn is_grouped(text: &str) -> bool {
         && groups.all(|g| g.len() == 3 && digits(g))
 }
 
+/// Environments of rows and cells.
+const MATRICES: [&str; 4] = ["pmatrix", "bmatrix", "vmatrix", "matrix"];
+/// What stands for the end of a row while layout is taken away.
+const ROW: char = '\u{1}';
+
 /// Commands that are layout alone, and what stands for them.
 const LAYOUT: &[(&str, &str)] = &[
+    ("\\\\", "\u{1}"),
+    (",\\! ", ","),
+    (",\\!", ","),
     ("\\left", ""),
     ("\\right", ""),
     ("\\displaystyle", ""),
@@ -220,13 +263,35 @@ fn clean(text: &str) -> String {
             text = text.replace(from, to);
         }
     }
-    let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
-    match text.split_once('=') {
-        Some((name, value)) if name.trim().len() <= 2 || name.trim().ends_with(')') && name.trim().len() <= 4 => {
-            value.trim().to_owned()
-        }
-        _ => text.trim_end_matches('.').to_owned(),
+    let text = without_groups(&text.split_whitespace().collect::<Vec<_>>().join(" "));
+    unnamed(&text).trim_end_matches('.').to_owned()
+}
+
+/// The right side of an equation whose left side only names it.
+fn unnamed(text: &str) -> &str {
+    let Some((name, value)) = text.split_once('=') else { return text };
+    let name = name.trim();
+    let compares = name.ends_with(['<', '>', '!']);
+    let symbol = name.strip_prefix('\\').is_some_and(|n| n.chars().all(char::is_alphabetic));
+    let names = name.len() <= 2 || symbol || name.ends_with(')') && name.len() <= 4;
+    if names && !compares { value.trim() } else { text }
+}
+
+/// Digits in groups of three between spaces, joined: `10 000`. A mixed number's fraction is no group.
+fn without_groups(text: &str) -> String {
+    let words: Vec<&str> = text.split(' ').collect();
+    let mut out = String::new();
+    for (i, word) in words.iter().enumerate() {
+        let head = i.checked_sub(1).and_then(|i| words.get(i));
+        let head = head.map_or("", |w| w.trim_start_matches(['-', '+', '(', '[', '{', '$']));
+        let digits = |w: &str| !w.is_empty() && w.bytes().all(|b| b.is_ascii_digit());
+        let len = word.bytes().take_while(u8::is_ascii_digit).count();
+        let ends = !word[len..].starts_with('/');
+        let joins = len == 3 && ends && digits(head) && head.len() <= 3;
+        out.push_str(if i > 0 && !joins { " " } else { "" });
+        out.push_str(word);
     }
+    out
 }
 
 fn same_value(gold: &str, answer: &str, tolerance: Option<f64>) -> bool {
@@ -248,9 +313,11 @@ fn is_close(gold: f64, answer: f64, tolerance: Option<f64>) -> bool {
     if !gold.is_finite() || !answer.is_finite() {
         return gold == answer;
     }
-    let whole = gold.fract() == 0.0 && answer.fract() == 0.0;
-    let relative = if whole { 0.0 } else { TOLERANCE * gold.abs() };
-    (gold - answer).abs() <= relative.max(tolerance.unwrap_or(0.0)).max(1e-12)
+    let scale = gold.abs().max(answer.abs());
+    let num_whole = [gold, answer].iter().filter(|x| x.fract() == 0.0).count();
+    let relative = if scale > 9e15 { LARGE_TOLERANCE } else { TOLERANCE[num_whole] };
+    let floor = if gold == 0.0 { 1e-12 } else { 0.0 };
+    (gold - answer).abs() <= (relative * scale).max(tolerance.unwrap_or(0.0)).max(floor)
 }
 
 /// A value under two assignments of its variables: formulas that agree under both are the same.
@@ -274,9 +341,14 @@ fn without_unit(text: &str) -> Option<&str> {
         let (spaced, ends) =
             (text[..at].ends_with(' '), value.ends_with(|c: char| c.is_ascii_digit() || "})".contains(c)));
         let begins = c.is_alphabetic() && (spaced || text[..at].ends_with(|c: char| c.is_ascii_digit()));
-        let letters = unit.chars().all(|c| c.is_alphanumeric() || " /^.'-{}".contains(c));
+        let mut exponent = false;
+        let letters = unit.chars().all(|c| {
+            exponent = c == '^' || exponent && (c.is_ascii_digit() || "{-}".contains(c));
+            exponent || c.is_alphabetic() || " /.'-".contains(c)
+        });
         let word: String = unit.chars().take_while(|c| c.is_alphabetic()).collect();
-        let known = word.len() > 1 && function(&word).is_none() || spaced && SHORT_UNITS.contains(&word.as_str());
+        let short = SHORT_UNITS.contains(&word.as_str()) && (spaced || word.len() > 1);
+        let known = short || word.len() > if spaced { 2 } else { 3 } && function(&word).is_none();
         (begins && letters && known && (ends || value.ends_with("\\pi"))).then_some(value)
     };
     text.char_indices().find_map(unit_from)
@@ -284,17 +356,7 @@ fn without_unit(text: &str) -> Option<&str> {
 
 fn evaluate(text: &str) -> Option<[f64; 2]> {
     let text = mixed_number(text).unwrap_or_else(|| text.to_owned());
-    let text = if is_grouped(&text) { text.replace(',', "") } else { text };
-    let tokens = tokens(&text)?;
-    let mut values = [0.0; 2];
-    for (assignment, value) in values.iter_mut().enumerate() {
-        let mut parser = Formula { tokens: tokens.clone().into_iter().peekable(), assignment, depth: 0 };
-        *value = parser.sum()?;
-        if parser.tokens.next().is_some() || value.is_nan() {
-            return None;
-        }
-    }
-    Some(values)
+    formula::evaluate(&if is_grouped(&text) { text.replace(',', "") } else { text })
 }
 
 /// `1 1/2` and `1 \frac{1}{2}` with the plus that they leave out.
@@ -309,186 +371,6 @@ fn mixed_number(text: &str) -> Option<String> {
         None => spaced && part.split_once('/').is_some_and(|(n, d)| is_digits(n) && is_digits(d)),
     };
     fraction.then(|| format!("{sign}({whole}+{part})"))
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Token {
-    Number(f64),
-    /// A single digit, as an argument without braces takes it.
-    Digit(f64),
-    Variable(char),
-    Function(&'static str),
-    Symbol(char),
-}
-
-/// Functions by name.
-fn function(name: &str) -> Option<&'static str> {
-    ["frac", "sqrt", "sin", "cos", "tan", "ln", "log", "exp", "abs", "arctan", "arcsin", "arccos"]
-        .into_iter()
-        .find(|f| *f == name)
-}
-
-fn tokens(text: &str) -> Option<Vec<Token>> {
-    let chars: Vec<char> = text.chars().collect();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < chars.len() {
-        let c = chars[at];
-        let run = |from: usize, inside: fn(char) -> bool| {
-            chars[from..].iter().take_while(|c| inside(**c)).collect::<String>()
-        };
-        if c.is_whitespace() {
-            at += 1;
-        } else if c.is_ascii_digit() || c == '.' && chars.get(at + 1).is_some_and(char::is_ascii_digit) {
-            let bare = matches!(out.last(), Some(Token::Function("frac" | "sqrt") | Token::Digit(_)));
-            let number = if bare { c.to_string() } else { run(at, |c| c.is_ascii_digit() || c == '.') };
-            at += number.len();
-            let value = number.parse().ok()?;
-            // `\frac12`: the first digit after the command is one argument, the second the other.
-            let after_frac = matches!(out.last(), Some(Token::Function("frac" | "sqrt")));
-            out.push(if bare && after_frac { Token::Digit(value) } else { Token::Number(value) });
-        } else if c == '\\' || c.is_alphabetic() {
-            let start = at + usize::from(c == '\\');
-            let word = run(start, char::is_alphabetic);
-            at = start + word.chars().count();
-            match word.as_str() {
-                "cdot" | "times" => out.push(Token::Symbol('*')),
-                "div" => out.push(Token::Symbol('/')),
-                "pi" => out.push(Token::Number(std::f64::consts::PI)),
-                "infinity" | "inf" => out.push(Token::Number(f64::INFINITY)),
-                "" => return None,
-                name => match function(name) {
-                    Some(name) => out.push(Token::Function(name)),
-                    // Two letters are a product; more are a word, which has no value.
-                    None if c != '\\' && name.len() <= 2 => out.extend(name.chars().map(Token::Variable)),
-                    None => return None,
-                },
-            }
-        } else if "+-*/^()[]{}|!".contains(c) {
-            let double = c == '*' && chars.get(at + 1) == Some(&'*');
-            out.push(Token::Symbol(if double { '^' } else { c }));
-            at += 1 + usize::from(double);
-        } else {
-            return None;
-        }
-    }
-    Some(out)
-}
-
-/// Evaluates a formula.
-struct Formula {
-    tokens: Peekable<IntoIter<Token>>,
-    assignment: usize,
-    depth: usize,
-}
-
-impl Formula {
-    fn take(&mut self, symbol: char) -> bool {
-        self.tokens.next_if_eq(&Token::Symbol(symbol)).is_some()
-    }
-
-    fn sum(&mut self) -> Option<f64> {
-        self.depth += 1;
-        if self.depth > MAX_DEPTH {
-            return None;
-        }
-        let mut value = self.product()?;
-        loop {
-            if self.take('+') {
-                value += self.product()?;
-            } else if self.take('-') {
-                value -= self.product()?;
-            } else {
-                self.depth -= 1;
-                return Some(value);
-            }
-        }
-    }
-
-    fn product(&mut self) -> Option<f64> {
-        let mut value = self.signed()?;
-        loop {
-            if self.take('*') {
-                value *= self.signed()?;
-            } else if self.take('/') {
-                value /= self.signed()?;
-            } else if let Some(Token::Number(_) | Token::Variable(_) | Token::Function(_) | Token::Symbol('(' | '{')) =
-                self.tokens.peek()
-            {
-                value *= self.power()?;
-            } else {
-                return Some(value);
-            }
-        }
-    }
-
-    fn signed(&mut self) -> Option<f64> {
-        let mut sign = 1.0;
-        loop {
-            if self.take('-') {
-                sign = -sign;
-            } else if !self.take('+') {
-                return Some(sign * self.power()?);
-            }
-        }
-    }
-
-    fn power(&mut self) -> Option<f64> {
-        let mut value = self.atom()?;
-        if self.take('!') {
-            let n = (value.fract() == 0.0 && (0.0..=170.0).contains(&value)).then_some(value as u32)?;
-            value = (1..=n).map(f64::from).product();
-        }
-        if self.take('^') {
-            let negative = self.take('-');
-            self.depth += 1;
-            let exponent = if self.depth > MAX_DEPTH { None } else { self.power() }?;
-            self.depth -= 1;
-            value = value.powf(if negative { -exponent } else { exponent });
-        }
-        Some(value)
-    }
-
-    fn atom(&mut self) -> Option<f64> {
-        match self.tokens.next()? {
-            Token::Number(value) | Token::Digit(value) => Some(value),
-            // Values without a pattern, larger than 1 so that roots and logarithms of them exist.
-            Token::Variable('e') => Some(std::f64::consts::E),
-            Token::Variable(name) => {
-                let seed = (name as u32 as f64) * [0.618_033_988_75, 0.414_213_562_37][self.assignment];
-                Some(1.25 + 2.0 * seed.fract())
-            }
-            Token::Symbol('(') => self.closed(')'),
-            Token::Symbol('{') => self.closed('}'),
-            Token::Symbol('|') => self.closed('|').map(f64::abs),
-            Token::Function("frac") => Some(self.atom()? / self.atom()?),
-            Token::Function("sqrt") if self.take('[') => {
-                let degree = self.closed(']')?;
-                Some(self.atom()?.powf(1.0 / degree))
-            }
-            Token::Function("sqrt") => Some(self.atom()?.sqrt()),
-            Token::Function(name) => {
-                let x = self.power()?;
-                Some(match name {
-                    "sin" => x.sin(),
-                    "cos" => x.cos(),
-                    "tan" => x.tan(),
-                    "arctan" => x.atan(),
-                    "arcsin" => x.asin(),
-                    "arccos" => x.acos(),
-                    "ln" => x.ln(),
-                    "log" => x.log10(),
-                    "exp" => x.exp(),
-                    _ => x.abs(),
-                })
-            }
-            Token::Symbol(_) => None,
-        }
-    }
-
-    fn closed(&mut self, close: char) -> Option<f64> {
-        let value = self.sum()?;
-        self.take(close).then_some(value)
-    }
 }
 
 #[cfg(test)]
@@ -541,6 +423,28 @@ mod tests {
             (".5", "0.50"),
             ("11.", "11"),
             ("\\log 100", "2"),
+            ("1e5", "100000"),
+            ("4e33", "4 \\times 10^{33}"),
+            ("1.6e-19", "1.6 \\times 10^{-19}"),
+            ("2e^3", "e^3 \\cdot 2"),
+            ("3pi", "3\\pi"),
+            ("3 pi", "3\\pi"),
+            ("4xy^2", "4y^2x"),
+            ("\\frac{3xy}{2}", "\\frac{3yx}{2}"),
+            ("\\frac{3 m}{2}-1", "1.5m - 1"),
+            ("3", "3 miles per hour"),
+            ("5", "5 m/s^{-2}"),
+            ("10000", "10\\,000"),
+            ("11,\\! 111,\\! 111,\\! 100", "11111111100"),
+            ("11,\\! 111,\\! 111,\\! 100", "11,111,111,100"),
+            ("\\begin{pmatrix} -7 \\\\ 16 \\end{pmatrix}", "\\begin{pmatrix}-7\\\\16\\end{pmatrix}"),
+            (
+                "\\begin{pmatrix} 1/2 & 2 \\\\ 3 & 4 \\end{pmatrix}",
+                "\\begin{pmatrix}\\frac{1}{2}&2\\\\3&4\\\\\\end{pmatrix}",
+            ),
+            ("5,6", "x=5, x=6"),
+            ("30", "\\theta = 30^\\circ"),
+            ("2", "\\sqrt{2} \\cdot \\sqrt{2}"),
         ] {
             assert!(same(gold, answer, None), "{gold} is {answer}");
             assert!(same(answer, gold, None), "{answer} is {gold}");
@@ -572,10 +476,25 @@ mod tests {
             ("\\text{yes}", "no"),
             ("5", "\\text{cm}"),
             ("2", "((((2"),
+            ("2xy", "2"),
+            ("2ab", "2xy"),
+            ("4xy^2", "4"),
+            ("3pi", "3"),
+            ("3", "3 hours 20 minutes"),
+            ("2", "2 out of 5"),
+            ("3", "3 to 5"),
+            ("1.6 \\times 10^{-19}", "9.1\\times 10^{-31}"),
+            ("1000000", "1000000.5"),
+            ("0", "10 000"),
+            ("6", "2 3"),
+            ("x<=5", "x>=5"),
+            ("x<=5", "5"),
+            ("\\begin{pmatrix}1&2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"),
         ] {
             assert!(!same(gold, answer, None), "{gold} is not {answer}");
             assert!(!same(answer, gold, None), "{answer} is not {gold}");
         }
+        assert!(!same("6.67 \\times 10^{-34}", "0", None), "however small");
         assert!(same("3.14", "3.1416", Some(0.01)) && !same("3.14", "3.2", Some(0.01)));
         let deep = "(".repeat(900) + "1" + &")".repeat(900);
         assert!(!same("1", &deep, None) && !same(&"\\pm".repeat(600), &"\\pm".repeat(500), None));
@@ -593,6 +512,13 @@ mod tests {
             ("She has 12 apples, then 1,200 left.", Some("1,200")),
             ("it falls to -3 degrees", Some("-3")),
             ("from 2-3 to 4", Some("4")),
+            ("It costs $.75", Some(".75")),
+            ("and so ...75", Some("75")),
+            ("The answer is **18** apples.", Some("18")),
+            ("The answer is 18, because 9 + 9 is", Some("18")),
+            ("the answer is\n\\[\n18\n\\]", Some("18")),
+            ("#### Step 1: add\nThe answer is 5", Some("5")),
+            ("The answer is 4.\n#### 5", Some("5")),
             ("I do not know", None),
             ("\\boxed{", None),
             ("", None),

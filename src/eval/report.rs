@@ -173,12 +173,22 @@ pub struct Comparison {
 /// # Errors
 /// When no item is in both.
 pub fn compare(a: &[Record], b: &[Record]) -> Result<Vec<Comparison>, String> {
-    let key = |r: &Record| (r.suite.clone(), r.id.clone());
+    // An id that comes again is another item.
+    let keys = |records: &[Record]| {
+        let mut seen: BTreeMap<(String, String), usize> = BTreeMap::new();
+        let key = |r: &Record| {
+            let of = (r.suite.clone(), r.id.clone());
+            let count = seen.entry(of.clone()).or_default();
+            *count += 1;
+            (of, *count)
+        };
+        records.iter().map(key).collect::<Vec<_>>()
+    };
     let right = |r: &Record| r.right.first() == Some(&1.0);
-    let second: BTreeMap<_, bool> = b.iter().map(|r| (key(r), right(r))).collect();
+    let second: BTreeMap<_, bool> = keys(b).into_iter().zip(b.iter().map(right)).collect();
     let mut suites: BTreeMap<&str, Vec<(bool, bool)>> = BTreeMap::new();
-    for record in a {
-        let Some(other) = second.get(&key(record)) else { continue };
+    for (record, key) in a.iter().zip(keys(a)) {
+        let Some(other) = second.get(&key) else { continue };
         for end in record.suite.match_indices('/').map(|(at, _)| at).chain([record.suite.len()]) {
             suites.entry(&record.suite[..end]).or_default().push((right(record), *other));
         }
@@ -233,6 +243,13 @@ mod tests {
 
     fn record(suite: &str, id: usize, right: &[f64]) -> Record {
         Record { suite: suite.into(), id: id.to_string(), right: right.to_vec(), ..Record::default() }
+    }
+
+    #[test]
+    fn an_id_that_comes_again_is_another_item() {
+        let records = [record("a", 1, &[1.0]), record("a", 1, &[0.0])];
+        let found = compare(&records, &records).expect("items");
+        assert_eq!((found[0].num_items, found[0].a, found[0].b, found[0].only_a), (2, 0.5, 0.5, 0));
     }
 
     #[test]

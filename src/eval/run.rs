@@ -56,7 +56,10 @@ pub struct Model<'a, B: Backend> {
 pub fn stop_tokens(template: Template, codec: &Codec, eos: &[u32]) -> Arc<[u32]> {
     let format = if template == Template::Compact { Format::Compact } else { Format::Azr };
     let names = prompt::stops(format, Config { kind: TaskKind::Deduction, role: Role::Solve });
-    let mut ids: Vec<u32> = codec.special_ids(&names).chain(eos.iter().copied()).collect();
+    // A base model's own end of text is not the end of a chat's turn.
+    let turn: &[&str] = template.turn_ends();
+    let mut ids: Vec<u32> =
+        codec.special_ids(&names).chain(codec.special_ids(turn)).chain(eos.iter().copied()).collect();
     ids.sort_unstable();
     ids.dedup();
     ids.into()

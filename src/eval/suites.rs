@@ -146,14 +146,37 @@ const PROBLEM: [&str; 4] = ["problem", "question", "Problem", "Question"];
 const ANSWER: [&str; 3] = ["final_answer", "answer", "Answer"];
 const ID: [&str; 9] = ["id", "task_id", "unique_id", "question_id", "qid", "query_id", "ID", "url", "problem_id"];
 
-/// Reads a file; questions carry its name without extension as suite. `limit` keeps the first so many of each suite.
+/// Reads files. Suites are called as their files are, with the folder's name before where two are called alike.
+///
+/// # Errors
+/// As [`read`]; and when two suites have one name all the same.
+pub fn read_all(paths: &[&Path], format: Option<Format>, limit: Option<usize>) -> Result<Vec<Item>> {
+    let stem = |p: &Path| p.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let folder =
+        |p: &Path| p.parent().and_then(Path::file_name).map_or_else(String::new, |n| n.to_string_lossy().into_owned());
+    let alike = |p: &Path| paths.iter().filter(|q| stem(q) == stem(p)).count() > 1;
+    let mut names: Vec<String> = Vec::new();
+    let mut items = Vec::new();
+    for path in paths {
+        let name = if alike(path) { format!("{}-{}", folder(path), stem(path)) } else { stem(path) };
+        if names.contains(&name) {
+            return Err(
+                Error::usage(format!("two suites are called {name}")).with_hint("give one of the files another name")
+            );
+        }
+        items.extend(read(path, &name, format, limit)?);
+        names.push(name);
+    }
+    Ok(items)
+}
+
+/// Reads a file; questions carry `name` as suite. `limit` keeps the first so many of each suite.
 ///
 /// # Errors
 /// When the file cannot be read, or a record is not what its format has.
-pub fn read(path: &Path, format: Option<Format>, limit: Option<usize>) -> Result<Vec<Item>> {
+fn read(path: &Path, name: &str, format: Option<Format>, limit: Option<usize>) -> Result<Vec<Item>> {
     let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, &e))?;
-    let name = path.file_stem().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    let items = parse(&text, &name, format).map_err(|what| {
+    let items = parse(&text, name, format).map_err(|what| {
         Error::config(format!("{}: {what}", path.display()))
             .with_hint("suites are JSON lines in their public formats; name one with --format, see azr eval --help")
     })?;
@@ -337,6 +360,11 @@ fn with_numpy(test: &str) -> String {
 fn humaneval(map: &Map<String, Json>) -> Result<Code, String> {
     let stub = text(map, "prompt").ok_or("no prompt")?.to_owned();
     let entry = text(map, "entry_point").ok_or("no entry_point")?.to_owned();
+    if !stub.contains(&format!("def {entry}")) {
+        return Err(format!(
+            "its prompt does not begin `{entry}`: EvalPlus's own MBPP+ is not read, as a data set it is"
+        ));
+    }
     let test = match (text(map, "test"), map.get("plus_input").or_else(|| map.get("base_input"))) {
         (_, Some(_)) => evalplus_test(map, &stub, &entry)?,
         (Some(test), None) => format!("{}\ncheck({entry})\n", with_numpy(test)),
@@ -365,7 +393,8 @@ exec({reference}, _names)
 for _input in [{}]:
     _expected = _names['{entry}'](*copy.deepcopy(_input))
     _found = {entry}(*copy.deepcopy(_input))
-    _atol = {atol:?} or (1e-06 if isinstance(_expected, float) else 0)
+    _list = _expected if isinstance(_expected, (list, tuple)) else [_expected]
+    _atol = {atol:?} or (1e-06 if _list and all(isinstance(_x, float) for _x in _list) else 0)
     assert _found == _expected or _atol and np.allclose(_found, _expected, 1e-07, _atol)
 ",
         inputs.join(", ")
@@ -450,11 +479,22 @@ fn drop_questions(map: &Map<String, Json>, id: &str) -> Result<Found, String> {
         let question = q.get("question").and_then(Json::as_str).ok_or("no question")?.to_owned();
         let mut golds: Vec<Vec<String>> = Vec::new();
         let answers = q.get("answer").into_iter();
-        let more = q.get("validated_answers").and_then(Json::as_array).into_iter().flatten();
-        golds.extend(answers.chain(more).filter_map(drop_answer));
+        let more = q.get("validated_answers").map(annotators).unwrap_or_default();
+        golds.extend(answers.chain(&more).filter_map(drop_answer));
         if let Some(spans) = q.pointer("/answers_spans/spans").and_then(Json::as_array) {
-            // As a data set, each span is an annotator's whole answer.
-            golds.extend(spans.iter().map(|s| vec![plain(s)]));
+            let spans: Vec<String> = spans.iter().map(plain).collect();
+            let mut distinct = spans.clone();
+            distinct.sort();
+            distinct.dedup();
+            // As a data set, the spans of all annotators follow each other: those that come more than once are of several,
+            // who may have given one each; else they are one's.
+            let several = distinct.len() < spans.len();
+            if several || distinct.len() == 1 {
+                golds.extend(distinct.iter().map(|s| vec![s.clone()]));
+            }
+            if distinct.len() > 1 {
+                golds.push(distinct);
+            }
         }
         if golds.is_empty() {
             return Err(format!("question {id} has no answer"));
@@ -469,6 +509,14 @@ fn drop_questions(map: &Map<String, Json>, id: &str) -> Result<Found, String> {
             pairs.iter().enumerate().map(|(i, q)| one(q, id_of((i, q)))).collect()
         }
     }
+}
+
+/// Answers of further annotators, which a data set keeps as a record of lists.
+fn annotators(answers: &Json) -> Vec<Json> {
+    let Some(lists) = answers.as_object() else { return answers.as_array().cloned().unwrap_or_default() };
+    let len = lists.values().filter_map(|l| Some(l.as_array()?.len())).max().unwrap_or(0);
+    let one = |i: usize| lists.iter().filter_map(|(name, l)| Some((name.clone(), l.get(i)?.clone()))).collect();
+    (0..len).map(|i| Json::Object(one(i))).collect()
 }
 
 /// A number, spans or a date; none where an annotator gave nothing.

@@ -139,10 +139,22 @@ impl Template {
             return read.answer.filter(|_| read.format_ok);
         }
         let text = format!("{opened}{}", words_of(completion));
-        if self.thinks() && !finished && !text.contains("<answer>") {
+        // A base model goes on when it has answered.
+        let plain = matches!(self, Template::Text { frame: Frame::Plain, .. });
+        let goes_on = plain && (text.contains(NEXT_QUESTION) || boxed(&text).is_some());
+        if self.thinks() && !finished && !goes_on && !text.contains("<answer>") {
             return None;
         }
         answer_of(question, self.answer_part(&text))
+    }
+
+    /// Special tokens that end a turn of its chat.
+    pub fn turn_ends(self) -> &'static [&'static str] {
+        match self {
+            Template::Text { frame: Frame::ChatMl, .. } => &["<|im_end|>"],
+            Template::Text { frame: Frame::Llama3, .. } => &["<|eot_id|>"],
+            _ => &[],
+        }
     }
 
     fn thinks(self) -> bool {
@@ -151,13 +163,17 @@ impl Template {
 
     /// What stands after the thought, inside the answer's tags where there are any.
     fn answer_part(self, text: &str) -> &str {
+        // Where the prompt has opened the answer, it ends at the first mark; what comes then is of another turn.
+        let text = if self.thinks() { text } else { text.split("</answer>").next().unwrap_or("") };
         let part = text.rsplit_once("</think>").map_or(text, |(_, after)| after);
         let part = part.rsplit_once("<answer>").map_or(part, |(_, after)| after);
         let part = part.split("</answer>").next().unwrap_or("");
-        // A base model goes on with questions of its own.
-        part.split("\nQuestion:").next().unwrap_or("")
+        part.split(NEXT_QUESTION).next().unwrap_or("")
     }
 }
+
+/// How a base model goes on with questions of its own.
+const NEXT_QUESTION: &str = "\nQuestion:";
 
 /// Completion as text.
 pub fn words_of(pieces: &[Piece]) -> String {
@@ -204,7 +220,7 @@ fn answer_of(question: &Question, part: &str) -> Option<String> {
     let trimmed = || Some(part.trim().to_owned()).filter(|t| !t.is_empty());
     match question {
         Question::Task(task) => fenced(task.kind, part),
-        Question::Code(_) => last_program(part).or_else(|| trimmed().filter(|t| t.contains("return"))),
+        Question::Code(code) => last_program(part, &code.entry).or_else(|| trimmed().filter(|t| t.contains("return"))),
         Question::Math { .. } => final_answer(part),
         Question::YesNo { .. } => {
             let said = marked_answer(part).and_then(|a| yes_or_no(&a)).or_else(|| yes_or_no(part))?;
@@ -222,15 +238,21 @@ fn fenced(kind: TaskKind, part: &str) -> Option<String> {
     parse::answer(Format::Azr, kind, &[Piece::Text(whole)], true).answer
 }
 
-/// The last fence with a program, which may be open, with its indentation: a completion begins inside a function.
-fn last_program(part: &str) -> Option<String> {
-    let blocks: Vec<&str> = part.split("```").skip(1).step_by(2).collect();
-    let program = |block: &&str| {
+/// The program among the fences: the last that defines the function asked for, else the last that says that it is Python,
+/// else the last; examples and what they print may come after it. It may be open, and keeps its indentation: a completion
+/// begins inside a function.
+fn last_program(part: &str, entry: &str) -> Option<String> {
+    let block = |block: &str| {
         let (tag, body) = block.split_once('\n')?;
         let body = body.trim_end().trim_start_matches(['\n', '\r']);
-        (["", "python", "py", "python3"].contains(&tag.trim()) && !body.is_empty()).then(|| body.to_owned())
+        (["", "python", "py", "python3"].contains(&tag.trim()) && !body.is_empty())
+            .then(|| (!tag.trim().is_empty(), body.to_owned()))
     };
-    blocks.iter().rev().find_map(program)
+    let blocks: Vec<(bool, String)> = part.split("```").skip(1).step_by(2).filter_map(block).collect();
+    let defines = |body: &str| body.contains(&format!("def {entry}("));
+    let last = |wanted: &dyn Fn(&(bool, String)) -> bool| blocks.iter().rev().find(|b| wanted(b));
+    let found = last(&|b| defines(&b.1)).or_else(|| last(&|b| b.0)).or_else(|| last(&|_| true))?;
+    Some(found.1.clone())
 }
 
 #[cfg(test)]
@@ -276,6 +298,13 @@ mod tests {
             (AZR, code(""), "</think><answer>I cannot.</answer>", None),
             (
                 AZR,
+                code(""),
+                "</think><answer>```python\ndef g(x):\n    return x\n```\nExample:\n```python\nprint(g(1))\n```\nOutput:\n```\n1\n```</answer>",
+                Some("def g(x):\n    return x"),
+            ),
+            (DIRECT, math(), "2}</answer>\nUser: and 3?</think> <answer>\\boxed{3}</answer>", Some("2")),
+            (
+                AZR,
                 Question::YesNo { question: "?".into(), gold: true },
                 "x</think><answer>The answer is yes</answer>",
                 Some("yes"),
@@ -287,6 +316,12 @@ mod tests {
         }
         // A thought that was cut off has no answer, whatever numbers are in it.
         assert_eq!(AZR.read(&math(), "", &[Piece::Text("first 2, then".into())], false), None);
+        // A base model that has answered and goes on until it is cut off.
+        let plain = Template::Text { frame: Frame::Plain, thinks: true };
+        let cut = |text: &str| plain.read(&math(), "", &[Piece::Text(text.to_owned())], false);
+        assert_eq!(cut(" 1 + 1 is \\boxed{2}.\n\nQuestion: 2 + 3 is \\boxed{5}, and").as_deref(), Some("2"));
+        assert_eq!(cut(" The answer is 2.\nQuestion: What").as_deref(), Some("2"));
+        assert_eq!(cut(" first 2, then"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The protocols, with a script in the model's place; and the suites' formats.
 
 use super::protocol::{Attempt, Next, Protocol, Reply, Settings};
-use super::suites::{Format, Item, Question, parse, read_question};
+use super::suites::{Format, Item, Question, parse, read_all, read_question};
 use super::template::Template;
 use crate::exec::protocol::{Outcome, Verdict};
 use crate::selfplay::prompt::Piece;
@@ -177,6 +177,42 @@ fn questions_come_as_records_or_words() {
 }
 
 #[test]
+fn drop_as_data_sets_have_it() {
+    let golds = |answers: &str| {
+        let record = format!(r#"{{"passage": "p", "question": "q", "query_id": "1", {answers}}}"#);
+        match parse(&record, "drop", None).expect("a record").remove(0).question {
+            Question::Spans { golds, .. } => golds,
+            _ => panic!("DROP asks for spans"),
+        }
+    };
+    let of = |golds: &[&[&str]]| -> Vec<Vec<String>> {
+        golds.iter().map(|g| g.iter().map(|s| (*s).to_owned()).collect()).collect()
+    };
+    let more = r#""answer": {"number": "3", "spans": []}, "validated_answers": {"number": ["", "4"], "spans": [["a", "b"], []]}"#;
+    assert_eq!(golds(more), of(&[&["3"], &["a", "b"], &["4"]]));
+    // One annotator's spans belong together; of several annotators, each may have given one.
+    assert_eq!(golds(r#""answers_spans": {"spans": ["a", "b"]}"#), of(&[&["a", "b"]]));
+    assert_eq!(golds(r#""answers_spans": {"spans": ["a", "a"]}"#), of(&[&["a"]]));
+    assert_eq!(golds(r#""answers_spans": {"spans": ["a", "a", "b"]}"#), of(&[&["a"], &["b"], &["a", "b"]]));
+}
+
+#[test]
+fn suites_of_one_name_are_told_apart() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let files: Vec<_> = ["x/test.jsonl", "y/test.jsonl"].iter().map(|f| dir.path().join(f)).collect();
+    for file in &files {
+        std::fs::create_dir_all(file.parent().expect("a folder")).expect("made");
+        std::fs::write(file, "{\"problem\": \"1+1\", \"answer\": \"2\"}\n").expect("written");
+    }
+    let named = |files: &[&std::path::Path]| -> Vec<String> {
+        read_all(files, None, None).expect("good").into_iter().map(|i| i.suite).collect()
+    };
+    assert_eq!(named(&[&files[0]]), ["test"]);
+    assert_eq!(named(&[&files[0], &files[1]]), ["x-test", "y-test"]);
+    assert_eq!(read_all(&[&files[0], &files[0]], None, None).expect_err("the same twice").exit_code(), 2);
+}
+
+#[test]
 fn broken_suites_name_record_and_reason() {
     for (text, format, says) in [
         ("{\"x\": 1}", None, "record 1: no known format has the fields x"),
@@ -186,6 +222,7 @@ fn broken_suites_name_record_and_reason() {
         ("{\"problem\": \"p\", \"answer\": \"\"}", None, "an empty answer"),
         ("{\"a\": 1}\n{\"b\"", None, "line 2 is no JSON"),
         ("[1]", None, "record 1: no JSON object"),
+        ("{\"prompt\": \"Add.\", \"entry_point\": \"f\", \"test\": \"\"}", None, "does not begin `f`"),
         ("7", None, "neither records nor passages"),
     ] {
         let error = parse(text, "s", format).expect_err(text);

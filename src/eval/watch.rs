@@ -10,7 +10,7 @@ use super::builtin;
 use super::protocol::{Protocol, Settings};
 use super::report::rows;
 use super::run::{Model, run, stop_tokens};
-use super::suites::{Item, read};
+use super::suites::{Item, read_all};
 use super::template::Template;
 use crate::compute::ops::Backend;
 use crate::error::Result;
@@ -40,17 +40,17 @@ impl Watch {
     /// # Errors
     /// When a suite cannot be read.
     pub fn open(config: &Config) -> Result<Watch> {
-        let (mut items, mut generated) = (Vec::new(), Vec::new());
+        let (mut files, mut generated) = (Vec::new(), Vec::new());
         let limit = Some(config.eval.limit).filter(|n| *n > 0);
         for suite in config.eval.suites.iter().filter(|_| config.eval.every_steps > 0) {
             if [builtin::NAME, builtin::GRAMMAR].contains(&suite.as_str()) {
                 generated.push(suite.clone());
             } else {
-                items.extend(read(Path::new(suite), None, limit)?);
+                files.push(Path::new(suite));
             }
         }
         Ok(Watch {
-            items,
+            items: read_all(&files, None, limit)?,
             generated,
             num_builtin: config.eval.num_builtin,
             temperature: config.eval.temperature as f32,

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::compute::cpu::backend::MAX_THREADS;
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::exec::pool::{PoolConfig, Sandbox};
@@ -327,8 +328,8 @@ impl Config {
             ("executor.cpu_ms_propose", e.cpu_ms_propose as usize, max_cpu_ms),
             ("executor.cpu_ms_answer", e.cpu_ms_answer as usize, max_cpu_ms),
             ("steps", self.steps as usize, (1 << 31) - 1),
-            ("threads", self.threads, 1024),
-            ("executors", self.executors, 1024),
+            ("threads", self.threads, MAX_THREADS),
+            ("executors", self.executors, MAX_THREADS),
             ("selfplay.composite.max_functions", s.composite.max_functions, 16),
         ] {
             if value > limit {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use azr::eval::grade::grade;
-use azr::eval::suites::{Item, Question, read};
+use azr::eval::suites::{Item, Question, read_all};
 use azr::eval::template::Template;
 use azr::eval::{builtin, report};
 use azr::exec::normal_form::normal_form;
@@ -27,7 +27,7 @@ fn every_format_tells_right_answers_from_wrong_ones() {
     for entry in std::fs::read_dir(suites()).expect("the samples are there") {
         let path = entry.expect("an entry").path();
         if path.file_name().is_some_and(|n| n != "answers.jsonl") {
-            let found = read(&path, None, None).unwrap_or_else(|e| panic!("{e}"));
+            let found = read_all(&[&path], None, None).unwrap_or_else(|e| panic!("{e}"));
             items.extend(found.into_iter().map(|i| ((i.suite.clone(), i.id.clone()), i)));
         }
     }

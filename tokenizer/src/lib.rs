@@ -46,9 +46,15 @@ impl Tokenizer {
         if !json.get("model").is_some_and(serde_json::Value::is_object) {
             return Err(Error("not a tokenizer: it has no `model`".to_owned()));
         }
-        let parsing = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
+        if json.pointer("/model/type").is_some_and(|kind| kind != "BPE") {
+            return Err(Error("a tokenizer of another kind than byte-pair encoding".to_owned()));
+        }
+        let mut parsing = std::panic::catch_unwind(|| Inner::from_bytes(bytes))
             .map_err(|_| Error("not a tokenizer: a part of it has no known form".to_owned()))?
             .map_err(|e| Error(format!("not a tokenizer: {e}")))?;
+        // Files keep what a call that cut or padded texts had left; they are no part of the vocabulary.
+        parsing.with_padding(None);
+        parsing.with_truncation(None).map_err(|e| Error(format!("not a tokenizer: {e}")))?;
         let mut literal = parsing.clone();
         literal.set_encode_special_tokens(true);
         Ok(Tokenizer { parsing, literal })
@@ -160,6 +166,22 @@ mod tests {
         ] {
             assert!(Tokenizer::from_bytes(broken.as_bytes()).is_err());
         }
+        let other = r#"{"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}}"#;
+        assert!(Tokenizer::from_bytes(other.as_bytes()).is_err(), "its encoding can fail");
+    }
+
+    #[test]
+    fn what_a_file_says_of_cutting_and_padding_is_not_heeded() {
+        let mut json: serde_json::Value = serde_json::from_slice(EMBEDDED).expect("JSON");
+        json["truncation"] =
+            serde_json::json!({"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = serde_json::json!({
+            "strategy": {"Fixed": 20}, "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "<|end|>"
+        });
+        let tokenizer = Tokenizer::from_bytes(json.to_string().as_bytes()).expect("a tokenizer");
+        let text = "def f(x):\n    return x + 12";
+        assert_eq!(tokenizer.encode(text, Specials::AsText), Tokenizer::embedded().encode(text, Specials::AsText));
     }
 
     #[test]

@@ -21,6 +21,8 @@ use crate::weights::safetensors::Sink;
 
 /// Rows per task of row-wise operations.
 const ROWS: usize = 32;
+/// Most threads of a pool.
+pub const MAX_THREADS: usize = 1024;
 /// Shortest span whose attention runs in blocks of rows.
 const MIN_BLOCK: usize = 4;
 /// Elements per task of elementwise operations; also the block of the gradient norm's sum.
@@ -115,6 +117,10 @@ impl CpuBackend {
     /// # Errors
     /// When threads cannot be started.
     pub fn with_isa(threads: usize, isa: Isa) -> Result<Self> {
+        if threads > MAX_THREADS {
+            return Err(Error::usage(format!("{threads} threads are too many; the most is {MAX_THREADS}"))
+                .with_hint("more threads than cores make nothing faster"));
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .thread_name(|i| format!("azr-compute-{i}"))
