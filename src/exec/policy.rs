@@ -41,7 +41,7 @@ fn find(table: &'static [Rule], name: &str) -> Option<&'static str> {
 }
 
 fn is_dunder(name: &str) -> bool {
-    name.starts_with("__") && name.ends_with("__")
+    name.len() > 4 && name.starts_with("__") && name.ends_with("__")
 }
 
 /// Names that a program gives to modules.
@@ -74,6 +74,9 @@ impl PolicyWalk {
             self.refuse(Rejection::Policy(format!("module {root}: {reason}")));
         } else if find(ALLOWED_MODULES, root).is_none() {
             self.refuse(Rejection::Unsupported(Unsupported::Module(root.to_owned())));
+        } else if path != root && path != "collections.abc" {
+            // Parts of modules are commands and helpers that hold whatever they need.
+            self.refuse(Rejection::Unsupported(Unsupported::Module(path.to_owned())));
         }
     }
 
@@ -186,6 +189,10 @@ mod tests {
             ("import types\ndef f(): return types.CodeType", "name CodeType"),
             ("def f(x): return hash(x) % 2", "name hash"),
             ("class __import__: pass", "name __import__"),
+            ("from operator import *\ndef f(x): return attrgetter('a')(x)", "name attrgetter"),
+            ("from json.tool import *", "unsupported module json.tool"),
+            ("import array\ndef f(): return array.array('i', [1]).buffer_info()", "name buffer_info"),
+            ("import types\ndef f(): return types.LambdaType", "name LambdaType"),
             ("def f(x): return (", "syntax"),
         ] {
             let rejection = check(program).expect_err(program).to_string();
@@ -197,6 +204,8 @@ mod tests {
             "class A:\n    def __eq__(self, o): return True\n    def __hash__(self): return 1\ndef f(): return A() == 1",
             "def f(s): return s.replace('os', 'eval')",
             "def f(s): return type(s).__name__",
+            "def f(s):\n    _, __ = s\n    return __",
+            "from __future__ import annotations\ndef f(s: int) -> int: return s",
             "def f(s): return '{:>5}|{0[a]}'.format(s)",
             "import collections.abc\nfrom fractions import Fraction\ndef f(s): return Fraction(1, s)",
         ] {

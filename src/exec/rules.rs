@@ -8,6 +8,7 @@ pub(crate) type Rule = (&'static str, &'static str);
 
 /// Modules that a program may import.
 pub(crate) const ALLOWED_MODULES: &[Rule] = &[
+    ("__future__", "syntax"),
     ("abc", "declares interfaces"),
     ("array", "pure data structure"),
     ("base64", "pure function of bytes"),
@@ -89,6 +90,7 @@ pub(crate) const BANNED_MODULES: &[Rule] = &[
 pub(crate) const BANNED_NAMES: &[Rule] = &[
     ("__builtins__", "changes the meaning of every program"),
     ("__import__", "import system"),
+    ("attrgetter", "reflection"),
     ("breakpoint", "debugger"),
     ("compile", "runs text as code"),
     ("delattr", "reflection"),
@@ -103,6 +105,7 @@ pub(crate) const BANNED_NAMES: &[Rule] = &[
     ("input", "input and output"),
     ("locals", "reflection"),
     ("memoryview", "an address: not deterministic"),
+    ("methodcaller", "reflection"),
     ("open", "file system"),
     ("quit", "ends the process"),
     ("setattr", "reflection"),
@@ -116,19 +119,26 @@ pub(crate) const BANNED_ATTRIBUTES: &[Rule] = &[
     ("ForwardRef", "runs text as code"),
     ("FunctionType", "code objects reach the interpreter"),
     ("ag_frame", "frames reach the interpreter"),
+    ("LambdaType", "code objects reach the interpreter"),
+    ("ag_code", "code objects reach the interpreter"),
     ("attrgetter", "reflection"),
+    ("buffer_info", "an address: not deterministic"),
+    ("cr_code", "code objects reach the interpreter"),
     ("cr_frame", "frames reach the interpreter"),
     ("f_back", "frames reach the interpreter"),
     ("f_builtins", "frames reach the interpreter"),
     ("f_code", "frames reach the interpreter"),
     ("f_globals", "frames reach the interpreter"),
     ("f_locals", "frames reach the interpreter"),
+    ("get_field", "reflection"),
     ("get_type_hints", "runs text as code"),
     ("gi_code", "code objects reach the interpreter"),
     ("gi_frame", "frames reach the interpreter"),
+    ("kde_random", "not deterministic"),
     ("methodcaller", "reflection"),
     ("tb_frame", "frames reach the interpreter"),
     ("tb_next", "frames reach the interpreter"),
+    ("vformat", "reflection"),
 ];
 
 /// Names and attributes with two underscores that programs commonly use without harm.

@@ -10,8 +10,9 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use rustpython_vm as vm;
-use vm::builtins::PyClassMethod;
+use vm::builtins::{PyClassMethod, PyType};
 use vm::compiler::Mode;
+use vm::scope::Scope;
 use vm::{Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
 
 use crate::exec::arithmetic;
@@ -96,6 +97,7 @@ _io.FileIO = FileIO
 
 /// Gaps of RustPython 0.5.0 that are closed in Python.
 const PATCHES: &str = include_str!("shim/patches.py");
+const EXPRESSIONS: &str = include_str!("shim/expressions.py");
 
 /// A program of the usual kind.
 const WARM_PROGRAM: &str = "\
@@ -221,12 +223,15 @@ fn exercise(vm: &VirtualMachine) {
 
 fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     stretch(vm);
+    import(vm, &[]);
+    let expressions = run_shim(vm, EXPRESSIONS)?;
+    let pattern = expressions.globals.get_item("pattern", vm)?.downcast::<PyType>();
+    if let Ok(pattern) = pattern {
+        pattern.set_attr(vm.ctx.intern_str("findall"), expressions.globals.get_item("findall", vm)?);
+    }
     import(vm, HOT_MODULES);
     exercise(vm);
-    let patches = vm.compile(PATCHES, Mode::Exec, "<patches>".to_owned());
-    let patches = patches.map_err(|e| vm.new_syntax_error(&e, None))?;
-    let scope = vm.new_scope_with_builtins();
-    vm.run_code_obj(patches, scope.clone())?;
+    let scope = run_shim(vm, PATCHES)?;
     let fromkeys = PyClassMethod::from(scope.globals.get_item("fromkeys", vm)?).into_ref(&vm.ctx);
     vm.ctx.types.dict_type.set_attr(vm.ctx.intern_str("fromkeys"), fromkeys.into());
     let types = &vm.ctx.types;
@@ -238,6 +243,16 @@ fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
         (types.str_type, "zfill", "zfill"),
         (types.str_type, "count", "count"),
         (types.str_type, "replace", "replace"),
+        (types.str_type, "strip", "strip"),
+        (types.str_type, "lstrip", "lstrip"),
+        (types.str_type, "rstrip", "rstrip"),
+        (types.str_type, "swapcase", "swapcase"),
+        (types.str_type, "expandtabs", "expandtabs"),
+        (types.bool_type, "__format__", "format_bool"),
+        (types.dict_type, "__reversed__", "reversed_dict"),
+        (types.dict_keys_type, "__reversed__", "reversed_dict"),
+        (types.dict_values_type, "__reversed__", "reversed_dict"),
+        (types.dict_items_type, "__reversed__", "reversed_dict"),
     ] {
         class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(patch, vm)?);
     }
@@ -246,9 +261,12 @@ fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     let last_pop: PyObjectRef = scope.globals.get_item("pop", vm)?;
     sandbox::start_arena(ARENA_BYTES, true);
     import(vm, COLD_MODULES);
+    // What is drawn without a seed is the same in all zygotes of all executors.
+    run_and_keep(vm, "import random\nrandom.seed(0)\n");
+    let stop_clocks = scope.globals.get_item("still_clocks", vm)?.call((), vm)?;
     identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);
-    let warm = Warm { vm, types: Types::load(vm)?, filtered: false, last_pop };
+    let warm = Warm { vm, types: Types::load(vm)?, filtered: false, last_pop, stop_clocks };
     let job = Job {
         program: WARM_PROGRAM.to_owned(),
         calls: vec![Call { args: "['a', 'b', 'a'], 2".to_owned(), expect: None }],
@@ -294,6 +312,14 @@ fn empty_free_lists(vm: &VirtualMachine) {
     until_new(&|| vm.ctx.new_dict().into());
     until_new(&|| vm.ctx.new_float(0.5).into());
     until_new(&|| vm.ctx.new_bigint(&(1u64 << 40).into()).into());
+}
+
+/// Runs a shim; its names are in the scope.
+fn run_shim(vm: &VirtualMachine, source: &str) -> PyResult<Scope> {
+    let code = vm.compile(source, Mode::Exec, "<patches>".to_owned()).map_err(|e| vm.new_syntax_error(&e, None))?;
+    let scope = vm.new_scope_with_builtins();
+    vm.run_code_obj(code, scope.clone())?;
+    Ok(scope)
 }
 
 /// Runs trusted source and keeps what it made for good.

@@ -201,6 +201,19 @@ fn a_varied_input_that_is_late_in_the_second_run_does_not_take_the_proposals_own
 }
 
 #[test]
+fn calls_of_a_proposal_know_nothing_of_each_other() {
+    // The same from the first call on and from the last on, and another alone.
+    let program = "import math\nmath.k = math.k + 1 if hasattr(math, 'k') else 0\nP = math.k\ndef f(x): return x + abs(2 * P - 4)";
+    let calls = run(vec![request(program, &["1"; 5], None, Profile::Propose)]).remove(0).calls;
+    assert!(calls.contains(&Outcome::NotDeterministic), "{calls:?}");
+    // What is drawn without a seed is the same everywhere.
+    let draws = "import statistics\nR = statistics.NormalDist(0, 1).samples(1)\ndef f(): return R";
+    let other = Pool::start(&config()).expect("the pool starts");
+    let again = other.run(vec![request(draws, &[""], None, Profile::Answer)]).expect("the pool answers");
+    assert_eq!(answer(draws, ""), again[0].calls[0]);
+}
+
+#[test]
 fn hangs_leave_no_process_and_no_descriptor_behind() {
     let open = || std::fs::read_dir("/proc/self/fd").expect("proc is mounted").count();
     let pool = Pool::start(&config()).expect("the pool starts");

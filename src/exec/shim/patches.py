@@ -1,6 +1,8 @@
 # Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; rounding goes by the decimal digits of the exact value; a
 # str's width counts after the cut, and its characters are no bytes; floats without a type letter keep a digit behind the
-# point, and exponents have no thousands. And how a set that gives its members in another order takes one off.
+# point, and exponents have no thousands; a bool is written as a number where there is a format; what is stripped or swapped
+# may lie beyond ASCII; tabs may have no width; a dict's order can be turned after a deletion. And how a set that gives its
+# members in another order takes one off, and what makes clocks stand still.
 def fromkeys(cls, iterable, value=None, /):
     d = cls()
     for key in iterable:
@@ -55,6 +57,34 @@ def replace(self, old, new, /, count=-1, plain=str.replace):
     if count < 0 or count > len(self):
         return new + ''.join([c + new for c in self])
     return ''.join([new + c for c in self[:count]]) + self[count:]
+def format_bool(self, spec, /):
+    return int(self).__format__(spec) if spec else str(self)
+def stripping(plain):
+    def strip(self, chars=None, /):
+        if type(chars) is str and self.isascii() and not chars.isascii():
+            chars = ''.join([c for c in chars if c.isascii()])
+            return plain(self, chars) if chars else self
+        return plain(self, chars)
+    return strip
+strip, lstrip, rstrip = stripping(str.strip), stripping(str.lstrip), stripping(str.rstrip)
+def swapcase(self, /, plain=str.swapcase):
+    return plain(self) if self.isascii() else ''.join([c.lower() if c.isupper() else c.upper() for c in self])
+def expandtabs(self, tabsize=8, plain=str.expandtabs):
+    return self.replace('\t', '') if isinstance(tabsize, int) and tabsize < 1 else plain(self, tabsize)
+def reversed_dict(self, /):
+    return iter(list(self)[::-1])
+def still_clocks():
+    import sys, time
+    clocks = {id(c): c for c in vars(time).values() if callable(c) and not isinstance(c, type)}
+    def still(*_):
+        return 0
+    found = []
+    for module in list(sys.modules.values()):
+        found += [(module, name) for name, value in list(vars(module).items()) if id(value) in clocks]
+    def stop():
+        for module, name in found:
+            setattr(module, name, still)
+    return stop
 def pop(self, /):
     for item in self:
         pass
