@@ -8,9 +8,9 @@ use std::panic::AssertUnwindSafe;
 
 use rustpython_ruff_python_ast::token::TokenKind;
 use rustpython_ruff_python_ast::visitor::{self, Visitor};
-use rustpython_ruff_python_ast::{Expr, ModModule, Stmt, StmtFunctionDef};
+use rustpython_ruff_python_ast::{Expr, Keyword, ModModule, Parameter, PatternKeyword, Stmt, StmtFunctionDef};
 use rustpython_ruff_python_parser::{Parsed, parse_module};
-use rustpython_ruff_text_size::{Ranged, TextRange};
+use rustpython_ruff_text_size::{Ranged, TextRange, TextSize};
 
 use crate::exec::policy::{MAX_PROGRAM, check};
 
@@ -109,10 +109,13 @@ impl<'a> Visitor<'a> for CountDefs {
     }
 }
 
-/// The source with a name replaced wherever it stands as a name (not as an attribute, keyword or in a string). What has the
-/// new name already gets another one.
+/// The source with a name replaced wherever it stands as a name (not as an attribute, in a string, as a class's own, or as a
+/// keyword that is no parameter of the program's). What has the new name already gets another one.
 pub fn rename(source: &str, from: &str, to: &str) -> Option<String> {
     with_tree(source, |module| {
+        let mut labels = Labels::default();
+        module.suite().iter().for_each(|s| labels.visit_stmt(s));
+        let kept = labels.kept();
         let mut other = format!("{to}_");
         while source.contains(&other) {
             other.push('_');
@@ -121,7 +124,8 @@ pub fn rename(source: &str, from: &str, to: &str) -> Option<String> {
         for token in module.tokens() {
             let range = token.range();
             let text = &source[range];
-            if token.kind() == TokenKind::Name && !after_dot && from != to && (text == from || text == to) {
+            let name = token.kind() == TokenKind::Name && !after_dot && !kept.contains(&range.start());
+            if name && from != to && (text == from || text == to) {
                 out.push_str(&source[copied..range.start().to_usize()]);
                 out.push_str(if text == from { to } else { &other });
                 copied = range.end().to_usize();
@@ -131,6 +135,51 @@ pub fn rename(source: &str, from: &str, to: &str) -> Option<String> {
         out.push_str(&source[copied..]);
         out
     })
+}
+
+/// Names that name no variable: methods and other members of classes, keywords of calls, attributes of patterns.
+#[derive(Default)]
+struct Labels {
+    members: Vec<TextSize>,
+    keywords: Vec<(String, TextSize)>,
+    parameters: BTreeSet<String>,
+}
+
+impl Labels {
+    /// Where they stand. A keyword counts as the variable that a function of the program makes of it.
+    fn kept(self) -> BTreeSet<TextSize> {
+        let foreign = |(name, at): (String, TextSize)| (!self.parameters.contains(&name)).then_some(at);
+        self.members.into_iter().chain(self.keywords.into_iter().filter_map(foreign)).collect()
+    }
+}
+
+impl<'a> Visitor<'a> for Labels {
+    fn visit_stmt(&mut self, stmt: &'a Stmt) {
+        for member in stmt.as_class_def_stmt().into_iter().flat_map(|class| &class.body) {
+            match member {
+                Stmt::FunctionDef(def) => self.members.push(def.name.start()),
+                Stmt::Assign(assign) => self.members.extend(assign.targets.iter().map(Ranged::start)),
+                Stmt::AnnAssign(assign) => self.members.push(assign.target.start()),
+                _ => {}
+            }
+        }
+        visitor::walk_stmt(self, stmt);
+    }
+
+    fn visit_keyword(&mut self, keyword: &'a Keyword) {
+        self.keywords.extend(keyword.arg.iter().map(|name| (name.to_string(), name.start())));
+        visitor::walk_keyword(self, keyword);
+    }
+
+    fn visit_parameter(&mut self, parameter: &'a Parameter) {
+        self.parameters.insert(parameter.name.to_string());
+        visitor::walk_parameter(self, parameter);
+    }
+
+    fn visit_pattern_keyword(&mut self, keyword: &'a PatternKeyword) {
+        self.members.push(keyword.attr.start());
+        visitor::walk_pattern_keyword(self, keyword);
+    }
 }
 
 /// The source without comments, docstrings and blank lines, and without top-level statements other than imports and
@@ -371,6 +420,22 @@ mod tests {
         assert_eq!(renamed("def g(f, f_): return f").as_deref(), Some("def f(f__, f_): return f__"));
         assert_eq!(rename("def f(x): return f(x)", "f", "f").as_deref(), Some("def f(x): return f(x)"));
         assert_eq!(renamed("def g(:"), None);
+        for (source, expected) in [
+            ("def g(x): return dict(f=x, g=1)", "def f(x): return dict(f=x, g=1)"),
+            ("def g(g=1): return g\ng(g=2)", "def f(f=1): return f\nf(f=2)"),
+            (
+                "class A:\n    f = 1\n    def g(self): return self.g\ndef g(f): return A().f",
+                "class A:\n    f = 1\n    def g(self): return self.g\ndef f(f_): return A().f",
+            ),
+            (
+                "def g(x):\n    match x:\n        case A(f=y): return y",
+                "def f(x):\n    match x:\n        case A(f=y): return y",
+            ),
+        ] {
+            assert_eq!(renamed(source).as_deref(), Some(expected));
+        }
+        let key = "def key(x): return sorted(x, key=len)";
+        assert_eq!(rename(key, "key", "f").as_deref(), Some("def f(x): return sorted(x, key=len)"));
     }
 
     #[test]
