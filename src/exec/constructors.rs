@@ -2,12 +2,13 @@
 //! Each takes what Python's takes, as far as it can be said with literals; for anything else there is no value.
 
 use std::collections::{HashMap, HashSet};
+use std::str::FromStr as _;
 
 use malachite_bigint::BigInt;
 
 use crate::exec::moment::{Clock, Date, Moment};
 use crate::exec::number::{Decimal, reduced};
-use crate::exec::value::{Factory, Pairs, Value};
+use crate::exec::value::{Factory, MAX_DIGITS, Pairs, Value};
 
 /// Modules whose constructors may be written with the module's name before them.
 const MODULES: [(&str, &[&str]); 4] = [
@@ -128,7 +129,8 @@ fn plain(name: &str, mut args: Vec<Value>) -> Option<Value> {
     match (name, arg) {
         ("Fraction", Some(Value::Str(s))) => {
             let (p, q) = s.split_once('/').unwrap_or((&s, "1"));
-            let (p, q): (BigInt, BigInt) = (p.trim().parse().ok()?, q.trim().parse().ok()?);
+            let whole = |s: &str| BigInt::from_str(s.trim()).ok().filter(|_| s.len() <= MAX_DIGITS);
+            let (p, q) = (whole(p)?, whole(q)?);
             (q != BigInt::from(0)).then(|| reduced(&p, &q)).map(|(p, q)| Value::Fraction(p, q))
         }
         ("Decimal", Some(Value::Str(s))) => Decimal::parse(&s).map(Value::Decimal),

@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 
 use crate::exec::constructors::{Arguments, construct, constructor, distinct_members, distinct_pairs};
 use crate::exec::moment::Moment;
-use crate::exec::value::{Factory, MAX_DEPTH, MAX_TEXT, Value};
+use crate::exec::value::{Factory, MAX_DEPTH, MAX_DIGITS, MAX_TEXT, Value};
 
 /// Why a text is not a value.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -253,7 +253,8 @@ impl<'a> Parser<'a> {
         }
         if clean.bytes().all(|b| b.is_ascii_digit()) {
             let leading_zero = clean.len() > 1 && clean.starts_with('0') && clean.bytes().any(|b| b != b'0');
-            return BigInt::from_str(&clean).ok().filter(|_| !leading_zero).map(Value::Int).ok_or(fail);
+            let bad = leading_zero || clean.len() > MAX_DIGITS;
+            return BigInt::from_str(&clean).ok().filter(|_| !bad).map(Value::Int).ok_or(fail);
         }
         clean.parse().ok().filter(|_| plain(&clean)).map(Value::Float).ok_or(fail)
     }
@@ -354,6 +355,7 @@ impl<'a> Parser<'a> {
             'x' => 2,
             'u' if !bytes => 4,
             'U' if !bytes => 8,
+            'N' if !bytes => return Err(self.fail("a character by its name")),
             _ => return Ok(vec![u32::from('\\'), u32::from(c)]),
         };
         let text = self.rest().get(..digits).filter(|t| t.bytes().all(|b| b.is_ascii_hexdigit()));
@@ -612,6 +614,9 @@ mod tests {
             "1_.5",
             "1e_5",
             "0x_",
+            "'\\N{BULLET}'",
+            &"9".repeat(MAX_DIGITS + 1),
+            &format!("Fraction('1/{}')", "9".repeat(MAX_DIGITS + 1)),
             "1.2.3",
             "infinity",
             "--",

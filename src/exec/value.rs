@@ -18,6 +18,8 @@ use crate::exec::number::{Decimal, float_key, ratio_key, write_text};
 
 /// Deepest nesting of a value.
 pub const MAX_DEPTH: usize = 64;
+/// Most decimal digits of a whole number, as in Python: beyond, reading and writing take long.
+pub const MAX_DIGITS: usize = 4300;
 /// Longest literal, in bytes.
 pub const MAX_TEXT: usize = 64 << 10;
 
