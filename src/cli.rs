@@ -10,6 +10,7 @@ pub mod exec;
 pub mod exec_bench;
 pub mod exec_request;
 pub mod exec_soak;
+pub mod output;
 pub mod plan;
 pub mod pretrain;
 pub mod score;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::cli::args::{Device, DoctorArgs, SandboxMode};
-use crate::cli::exec_request::print;
+use crate::cli::output::print_line;
 use crate::cli::train::gpu;
 use crate::compute::cpu::gemm::Isa;
 use crate::compute::launch::device::probe;
@@ -98,7 +98,7 @@ pub fn doctor(args: &DoctorArgs) -> Result<()> {
     report.found("directory", writable(), State::Missing);
     if args.json {
         let code = report.error.as_ref().map_or(0, Error::exit_code);
-        print(&json!({"works": code == 0, "exit_code": code, "checks": report.checks}))?;
+        print_line(&json!({"works": code == 0, "exit_code": code, "checks": report.checks}))?;
     } else {
         let mut out = std::io::stdout().lock();
         for Check { name, state, detail, hint } in &report.checks {

@@ -1,6 +1,5 @@
 //! `azr eval`: accuracy on suites, and two models compared; and the model that `azr solve` shares with it.
 
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use serde_json::{Value as Json, json};
 use crate::base::run_dir::publish;
 use crate::base::stop::StopFlag;
 use crate::cli::args::{AnswerArgs, EvalArgs, SandboxMode};
+use crate::cli::output::print;
 use crate::cli::train::gpu;
 use crate::compute::cpu::backend::CpuBackend;
 use crate::compute::ops::Backend;
@@ -65,7 +65,7 @@ fn evaluate<B: Backend>(args: &EvalArgs, backend: B) -> Result<()> {
         args.suites.iter().partition(|p| [builtin::NAME, builtin::GRAMMAR].iter().any(|n| p.as_os_str() == *n));
     let files: Vec<&Path> = files.into_iter().map(PathBuf::as_path).collect();
     let mut suites = read_all(&files, format, args.limit)?;
-    if let Some(k) = args.k.iter().find(|k| **k > args.samples) {
+    if let Some(k) = args.k.iter().min().filter(|k| **k > args.samples) {
         return Err(Error::usage(format!("pass@{k} needs as many samples")).with_hint(format!("give --samples {k}")));
     }
     // Before the work whose results are to go there.
@@ -141,13 +141,6 @@ fn compare(a: &PathBuf, b: &PathBuf, as_json: bool) -> Result<()> {
     let found = report::compare(&records(a)?, &records(b)?)
         .map_err(|e| Error::config(e).with_hint("evaluate both models on the same suites"))?;
     print(&if as_json { format!("{:#}\n", json!(found)) } else { report::comparison_table(&found) })
-}
-
-/// Writes to standard output.
-pub(crate) fn print(text: &str) -> Result<()> {
-    let mut out = std::io::stdout().lock();
-    let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-    written.map_err(|e| Error::io("write", Path::new("standard output"), &e))
 }
 
 /// Writes an attempt's turns to standard error.

@@ -8,7 +8,8 @@ use crossbeam::channel::{Receiver, bounded, never, select};
 use serde_json::{Value as Json, json};
 
 use crate::cli::args::{ExecArgs, SandboxMode};
-use crate::cli::exec_request::{Item, print, read};
+use crate::cli::exec_request::{Item, read};
+use crate::cli::output::print_line;
 use crate::cli::{exec_bench, exec_soak};
 use crate::error::{Error, Result};
 use crate::exec::pool::{Pool, PoolConfig, Sandbox};
@@ -106,7 +107,7 @@ fn stream(pool: &Pool, args: &ExecArgs, config: &PoolConfig) -> Result<()> {
             }
         }
         while let Some(line) = stream.ready.remove(&stream.due) {
-            print(&line)?;
+            print_line(&line)?;
             stream.due += 1;
         }
     }

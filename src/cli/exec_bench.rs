@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value as Json, json};
 
-use crate::cli::exec_request::print;
+use crate::cli::output::print_line;
 use crate::error::{Error, Result};
 use crate::exec::pool::{Pool, PoolConfig};
 use crate::exec::protocol::{Call, Profile, Request, Verdict};
@@ -144,7 +144,7 @@ fn measure_step(pool: &Pool, num_executors: usize, single_per_cpu_s: f64) -> Res
 /// # Errors
 /// When the executor cannot be had, or gives a wrong verdict.
 pub fn bench(config: &PoolConfig) -> Result<()> {
-    print(&report(config)?)
+    print_line(&report(config)?)
 }
 
 /// Rates, latencies, scaling, and CPython beside them.

@@ -1,22 +1,11 @@
 //! The lines of `azr exec`: one JSON object each, in a form of its own or as public corpora have it.
 
-use std::io::Write;
-use std::path::Path;
-
 use serde_json::{Map, Value as Json};
-
-use crate::error::{Error, Result as AzrResult};
 
 use crate::exec::json::from_python;
 use crate::exec::protocol::{Call, Limits, MAX_MEMORY_MIB, Profile, Request};
 use crate::exec::source::rename;
 use crate::exec::value::Value;
-
-/// Writes one JSON line.
-pub(crate) fn print(line: &Json) -> AzrResult<()> {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).map_err(|e| Error::io("write", Path::new("standard output"), &e))
-}
 
 /// A line that was read.
 #[derive(Debug, PartialEq)]

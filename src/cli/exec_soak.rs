@@ -6,7 +6,7 @@ use serde_json::{Value as Json, json};
 
 use crate::base::rng::{Purpose, Rng};
 use crate::cli::exec_bench::{ARGS, PROGRAM, VALUE, family, percentiles};
-use crate::cli::exec_request::print;
+use crate::cli::output::print_line;
 use crate::error::{Error, Result};
 use crate::exec::pool::{Pool, PoolConfig};
 use crate::exec::protocol::{Call, Limits, Profile, Request};
@@ -72,7 +72,7 @@ pub fn soak(pool: &Pool, config: &PoolConfig, num_tasks: u64) -> Result<()> {
         eprintln!("{}", windows.last().expect("just added"));
     }
     let (first, last) = (shape[1], shape[shape.len() - 1]);
-    print(&json!({
+    print_line(&json!({
         "tasks": num_tasks, "executors": config.num_workers, "hostile_one_in": HOSTILE_EVERY,
         "seconds": start.elapsed().as_secs_f64().round(), "wrong_verdicts": wrong.len(), "windows": windows,
     }))?;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::cli::args::PlanArgs;
-use crate::cli::eval::print;
+use crate::cli::output::print;
 use crate::compute::cuda::NUM_RUNNING;
 use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
@@ -187,11 +187,11 @@ fn table(report: &Value) -> String {
         number(&report["memory_gb"])
     );
     out += &format!("room for {} KV tokens\n", report["kv_room_tokens"]);
-    out += &format!("\nsettings\n");
+    out += "\nsettings\n";
     for (key, value) in report["settings"].as_object().into_iter().flatten() {
         out += &format!("--set {key}={}\n", text(value));
     }
-    out += &format!("\nby the roofline (what is reached of it, azr bench measures)\n");
+    out += "\nby the roofline (what is reached of it, azr bench measures)\n";
     for (key, value) in report["roofline"].as_object().into_iter().flatten() {
         out += &format!("{key:<24} {:>12.1}\n", number(value));
     }

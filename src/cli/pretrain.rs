@@ -1,7 +1,7 @@
 //! `azr pretrain`: makes the embedded model anew, and says how good it is.
 
 use crate::cli::args::PretrainArgs;
-use crate::cli::eval::print;
+use crate::cli::output::print;
 use crate::error::{Error, Result};
 use crate::eval::pretrained;
 use crate::exec::pool::PoolConfig;

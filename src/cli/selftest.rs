@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::base::rng::{Purpose, Rng};
 use crate::cli::args::SelftestArgs;
-use crate::cli::eval::print;
+use crate::cli::output::print;
 use crate::cli::selftest_ops::{
     Round, Values, decoding_attention, gates, head, products, rows, training_attention, updates,
 };

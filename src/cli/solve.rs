@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::cli::args::SolveArgs;
-use crate::cli::eval::{Loaded, cpu, print, print_trace};
+use crate::cli::eval::{Loaded, cpu, print_trace};
+use crate::cli::output::print;
 use crate::cli::train::gpu;
 use crate::compute::ops::Backend;
 use crate::error::{Error, Result};

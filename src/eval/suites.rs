@@ -486,13 +486,14 @@ fn drop_questions(map: &Map<String, Json>, id: &str) -> Result<Found, String> {
             let mut distinct = spans.clone();
             distinct.sort();
             distinct.dedup();
-            // As a data set, the spans of all annotators follow each other: those that come more than once are of several,
-            // who may have given one each; else they are one's.
-            let several = distinct.len() < spans.len();
-            if several || distinct.len() == 1 {
+            // As a data set, the spans of all annotators follow each other. Numbers and dates stand alone, and what comes more
+            // than once is of several; else they are one's, who gave them together.
+            let types = q.pointer("/answers_spans/types").and_then(Json::as_array);
+            let alone = types.is_some_and(|types| types.iter().any(|t| t != "span"));
+            if alone || distinct.len() < spans.len() || distinct.len() == 1 {
                 golds.extend(distinct.iter().map(|s| vec![s.clone()]));
             }
-            if distinct.len() > 1 {
+            if !alone && distinct.len() > 1 {
                 golds.push(distinct);
             }
         }
