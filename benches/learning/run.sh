@@ -4,7 +4,7 @@
 #   preset                                       the tiny preset as it is
 #   solver-only no-gate no-references            the same without a part,
 #   global-baseline type-baseline plain-rates    or with the paper's way in its place
-#   fixed-temperature
+#   higher-rate fixed-temperature                as the preset was: at 2.5 times the rate; and without a rising temperature
 #   small-gate small-bare                        many small steps, with the gate; without it, repeats of programs allowed
 #
 # Every run has THREADS threads and ends after STEPS steps or MINUTES minutes, whichever comes first, and is evaluated every
@@ -23,6 +23,8 @@ steps=${STEPS:-100000} minutes=${MINUTES:-60} every=${EVERY:-50} threads=${THREA
 # Programs of each level of the suite: 1,002 tasks of each type.
 suite=(--eval-suite grammar --set eval.num_builtin=334)
 
+# The preset before its rate was lowered, and induction tasks kept that half of the answers solve.
+higher=(--set train.learning_rate=5e-5 --set train.final_norm_rate=400 --set selfplay.gate.misleading=0.5)
 # Without the gate.
 bare=(--set selfplay.gate.identity=false --set selfplay.gate.constant=false --set selfplay.gate.coin_flips=false
   --set selfplay.gate.max_guess=1 --set selfplay.gate.misleading=0)
@@ -63,7 +65,8 @@ for name in $names; do
     no-references) options=(--set selfplay.num_references=0) ;;
     global-baseline) options=(--set selfplay.baseline=global) ;;
     type-baseline) options=(--set selfplay.baseline=sequence) ;;
-    fixed-temperature) options=(--set rollout.hold_entropy=0) ;;
+    higher-rate) options=("${higher[@]}") ;;
+    fixed-temperature) options=("${higher[@]}" --set rollout.hold_entropy=0) ;;
     plain-rates) options=(--set train.final_norm_rate=1) ;;
     small-gate) options=("${small[@]}") ;;
     small-bare) options=("${small[@]}" "${bare[@]}" --set selfplay.duplicates=allow) ;;

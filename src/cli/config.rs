@@ -223,8 +223,8 @@ fn preset_text(preset: Preset) -> &'static str {
              rollout = { max_prompt = 400, max_propose = 192, max_solve = 96, hold_entropy = 0.9 }\n\
              checkpoint = { every_steps = 20 }\n\
              [train]\n\
-             learning_rate = 5e-5\n\
-             final_norm_rate = 400\n\
+             learning_rate = 2e-5\n\
+             final_norm_rate = 1000\n\
              beta2 = 0.95\n\
              entropy_coef = 0.0\n\
              loss_aggregation = \"sequence_mean\"\n\
@@ -239,7 +239,7 @@ fn preset_text(preset: Preset) -> &'static str {
              accept = \"non_extremes\"\n\
              duplicates = \"refuse\"\n\
              check_shown = true\n\
-             gate = { identity = true, constant = true, coin_flips = true, max_guess = 0.7, misleading = 0.5 }\n"
+             gate = { identity = true, constant = true, coin_flips = true, max_guess = 0.7, misleading = 0.8 }\n"
         }
         Preset::Paper3b | Preset::Paper7b | Preset::Paper14b => "steps = 500\nselfplay = { seed_factor = 4 }\n",
         Preset::PaperLlama => "steps = 500\nselfplay = { seed_factor = 1 }\n",

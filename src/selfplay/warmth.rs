@@ -13,7 +13,7 @@ const GAIN: f64 = 0.1;
 /// Most of a step's entropy that may be missing or too much, as a share of the reference.
 const MAX_ERROR: f64 = 1.0;
 /// Greatest factor of the temperature.
-const MAX_FACTOR: f64 = 8.0;
+const MAX_FACTOR: f64 = 64.0;
 
 /// The temperature so far, as a factor of the configured one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
