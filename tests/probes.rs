@@ -10,7 +10,7 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Output, Stdio};
 
-use azr::exec::filter::filter;
+use azr::exec::filter::{filter, of_process};
 use azr::exec::sandbox::{self, Ending};
 use seccompiler::{SeccompAction, SeccompFilter};
 
@@ -245,9 +245,10 @@ fn probe(attempt: fn() -> i64, layers: &str) -> Found {
             let entered = (!has('K') || sandbox::drop_capabilities().is_ok())
                 && (!has('R') || sandbox::set_rlimits().is_ok())
                 && (!has('L') || sandbox::enter_landlock().is_ok())
-                && (!has('Z') || filter(None).and_then(|f| sandbox::apply_filter(&f)).is_ok())
+                && (!has('Z') || filter(true).and_then(|f| sandbox::apply_filter(&f)).is_ok())
                 && (!has('R') || sandbox::set_child_rlimits().is_ok())
-                && (!has('C') || filter(Some(std::process::id())).and_then(|f| sandbox::apply_filter(&f)).is_ok());
+                && (!has('C')
+                    || filter(false).and_then(|f| sandbox::apply_filter(&of_process(&f, std::process::id()))).is_ok());
             sandbox::exit_now(if !entered { 2 } else { i32::from(attempt() < 0) })
         }
         Some(pid) => pid,

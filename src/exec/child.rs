@@ -8,13 +8,14 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use rustpython_vm as vm;
+use seccompiler::BpfProgram;
 use vm::builtins::{PyBaseExceptionRef, PyCode, PyFrozenSet, PySet, PyStrRef};
 use vm::compiler::Mode;
 use vm::scope::Scope;
 use vm::{AsObject, PyObject, PyObjectRef, PyRef, PyResult, VirtualMachine};
 
 use crate::exec::convert::{Types, plain_name};
-use crate::exec::filter::filter;
+use crate::exec::filter::of_process;
 use crate::exec::protocol::{Call, Job, Outcome, Reverse, Unsupported, frame};
 use crate::exec::sandbox::{self, Slot};
 use crate::exec::value::Value;
@@ -34,12 +35,12 @@ pub struct Warm<'a> {
     pub vm: &'a VirtualMachine,
     /// Types of values.
     pub types: Types,
-    /// Whether children enter a filter; false only where the architecture has none and that was accepted.
-    pub filtered: bool,
+    /// The filter that children enter; none only where the architecture has none and that was accepted.
+    pub filter: Option<BpfProgram>,
     /// `set.pop` for sets that give their members in reverse order.
     pub last_pop: PyObjectRef,
-    /// Makes every clock stand still.
-    pub stop_clocks: PyObjectRef,
+    /// Makes the clocks go, which stand still.
+    pub start_clocks: PyObjectRef,
 }
 
 /// Enters the child's layers, runs the calls and ends the process. `zygote` is the number of its parent.
@@ -53,8 +54,8 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32
         sandbox::set_cpu_timer(job.limits.cpu_ms).ok()?;
         sandbox::map_stack();
         sandbox::set_memory_budget(job.limits.memory_bytes as usize);
-        if warm.filtered {
-            sandbox::apply_filter(&filter(Some(std::process::id())).ok()?).ok()?;
+        if let Some(filter) = &warm.filter {
+            sandbox::apply_filter(&of_process(filter, std::process::id())).ok()?;
         }
         Some(())
     };
@@ -62,7 +63,7 @@ pub fn run(warm: &Warm<'_>, job: &Job, order: &[usize], slot: &Slot, zygote: u32
         sandbox::exit_now(EXIT_NOT_ENTERED);
     }
     // A task's programs may not name a clock, and whoever reaches one all the same learns nothing from it.
-    if !job.source && warm.stop_clocks.call((), warm.vm).is_err() {
+    if job.source && warm.start_clocks.call((), warm.vm).is_err() {
         sandbox::exit_now(EXIT_NOT_ENTERED);
     }
     if job.reverse == Reverse::CallsAndSets {

@@ -17,12 +17,19 @@ enum Must {
     Lack(u32, u32),
 }
 
-/// The allow-list of the child with this process number, or of a zygote, which besides makes and reaps children. Anything
-/// else kills the process.
+/// Stands for the number of the process that a filter is for, until [`of_process`] puts it in.
+const OWN: u32 = u32::MAX;
+
+/// A child's filter for the process with this number.
+pub fn of_process(filter: &BpfProgram, pid: u32) -> BpfProgram {
+    filter.iter().map(|step| sock_filter { k: if step.k == OWN { pid } else { step.k }, ..step.clone() }).collect()
+}
+
+/// The allow-list of a child, or of a zygote, which besides makes and reaps children. Anything else kills the process.
 ///
 /// # Errors
 /// In one line, on an architecture that has no filter.
-pub fn filter(child: Option<u32>) -> Result<BpfProgram, String> {
+pub fn filter(zygote: bool) -> Result<BpfProgram, String> {
     use Must::{BeAtMost, Equal, Have, Lack};
     // Memory, time, randomness, ending. Nothing here can wait: a child of one thread has nobody to wait for.
     let free = [
@@ -72,13 +79,13 @@ pub fn filter(child: Option<u32>) -> Result<BpfProgram, String> {
         (libc::SYS_mprotect, &[Lack(2, exec)]),
         (libc::SYS_prctl, &[Equal(0, PR_SET_VMA)]),
         // A child's abort() is its own. What a zygote may do holds for its children, too, whose numbers it cannot know.
-        (libc::SYS_tgkill, &[abort, child.map_or(abort, |pid| Equal(0, pid))]),
+        (libc::SYS_tgkill, &[abort, if zygote { abort } else { Equal(0, OWN) }]),
     ];
     let mut rules: Vec<(i64, &[Must])> = free.iter().map(|call| (*call, &[][..])).collect();
-    if child.is_none() {
+    if zygote {
         rules.extend(zygotes.iter().map(|call| (*call, &[][..])));
     }
-    rules.extend(bound.iter().filter(|(call, _)| child.is_some() || !zygotes.contains(call)));
+    rules.extend(bound.iter().filter(|(call, _)| !zygote || !zygotes.contains(call)));
     compile(&rules)
 }
 

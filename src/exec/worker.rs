@@ -170,9 +170,9 @@ fn zygote(hash_seed: u32, strict: bool) -> ! {
         sandbox::no_new_huge_pages();
         let layers = enter_sandbox();
         let complete = layers.iter().all(|l| l.in_force || !l.required);
-        warm.filtered = filter(None).is_ok();
+        warm.filter = filter(false).ok();
         let ready = send(&mut results, &layers).is_ok();
-        if !ready || (strict && !(complete && warm.filtered)) {
+        if !ready || (strict && !(complete && warm.filter.is_some())) {
             sandbox::exit_now(1);
         }
         while let Ok(job) = receive::<Job>(&mut jobs) {
@@ -263,10 +263,10 @@ fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     import(vm, COLD_MODULES);
     // What is drawn without a seed is the same in all zygotes of all executors.
     run_and_keep(vm, "import random\nrandom.seed(0)\n");
-    let stop_clocks = scope.globals.get_item("still_clocks", vm)?.call((), vm)?;
+    let start_clocks = scope.globals.get_item("stop_clocks", vm)?.call((), vm)?;
     identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);
-    let warm = Warm { vm, types: Types::load(vm)?, filtered: false, last_pop, stop_clocks };
+    let warm = Warm { vm, types: Types::load(vm)?, filter: None, last_pop, start_clocks };
     let job = Job {
         program: WARM_PROGRAM.to_owned(),
         calls: vec![Call { args: "['a', 'b', 'a'], 2".to_owned(), expect: None }],
@@ -368,7 +368,7 @@ fn enter_sandbox() -> Ready {
         layer(
             "seccomp",
             true,
-            filter(None)
+            filter(true)
                 .and_then(|f| sandbox::apply_filter(&f))
                 .map(|()| "an allow-list; children get a shorter one".to_owned()),
         ),

@@ -73,18 +73,20 @@ def expandtabs(self, tabsize=8, plain=str.expandtabs):
     return self.replace('\t', '') if isinstance(tabsize, int) and tabsize < 1 else plain(self, tabsize)
 def reversed_dict(self, /):
     return iter(list(self)[::-1])
-def still_clocks():
+def stop_clocks():
     import sys, time
-    clocks = {id(c): c for c in vars(time).values() if callable(c) and not isinstance(c, type)}
+    clocks = {id(c) for c in vars(time).values() if callable(c) and not isinstance(c, type)}
     def still(*_):
         return 0
     found = []
     for module in list(sys.modules.values()):
-        found += [(module, name) for name, value in list(vars(module).items()) if id(value) in clocks]
-    def stop():
-        for module, name in found:
-            setattr(module, name, still)
-    return stop
+        found += [(module, name, value) for name, value in list(vars(module).items()) if id(value) in clocks]
+    for module, name, _ in found:
+        setattr(module, name, still)
+    def start():
+        for module, name, clock in found:
+            setattr(module, name, clock)
+    return start
 def pop(self, /):
     for item in self:
         pass
