@@ -96,6 +96,7 @@ pub mod exec {
     pub mod moment;
     pub mod normal_form;
     pub mod number;
+    mod patches;
     pub mod policy;
     pub mod pool;
     pub mod protocol;

@@ -1,15 +1,20 @@
 //! Arithmetic of floats and complex numbers as CPython has it, where RustPython 0.5.0 goes other ways: remainders of exact
-//! multiples, quotients of remainders, powers that overflow or are whole, complex division, complex numbers as text.
+//! multiples, quotients of remainders, rounding, powers that overflow or are whole, complex division, complex numbers as text.
 
 use num_complex::Complex64;
 use rustpython_vm as vm;
-use vm::builtins::{PyComplex, PyFloat, PyInt};
-use vm::{PyObject, PyResult, VirtualMachine};
+use vm::builtins::{PyComplex, PyFloat, PyInt, PyIntRef};
+use vm::function::{OptionalOption, PyMethodFlags};
+use vm::{PyObject, PyRef, PyResult, VirtualMachine};
 
 use crate::exec::value::Value;
 
 /// Largest whole exponent for which a complex power is a product.
 const MAX_PRODUCT: f64 = 100.0;
+/// Floats below this are whole numbers of 64 bits when rounded.
+const MAX_I64: f64 = (1u64 << 63) as f64;
+/// No float has more digits behind the point than twice this, and none is changed where it has fewer than these.
+const MAX_PLACES: usize = 300;
 
 /// Puts these operations in the place of the interpreter's own.
 pub fn install(vm: &VirtualMachine) {
@@ -32,6 +37,7 @@ pub fn install(vm: &VirtualMachine) {
             of_floats(a, b, vm, power)
         }));
     }
+    install_round(vm);
     vm.ctx.types.complex_type.slots.repr.store(Some(|object, vm| {
         let complex = object.downcast_ref::<PyComplex>().map(|c| c.to_complex()).unwrap_or_default();
         Ok(vm.ctx.new_str(Value::Complex(complex.re, complex.im).repr()))
@@ -48,6 +54,32 @@ pub fn install(vm: &VirtualMachine) {
             of_complex(a, b, vm, complex_power)
         }));
     }
+}
+
+/// Rounding to digits goes by the exact value's own.
+fn install_round(vm: &VirtualMachine) {
+    let (class, name) = (vm.ctx.types.float_type, "__round__");
+    let Some(plain) = class.get_attr(vm.ctx.intern_str(name)) else { return };
+    let round = move |float: PyRef<PyFloat>, digits: OptionalOption<PyIntRef>, vm: &VirtualMachine| {
+        let value = float.to_f64();
+        let Some(digits) = digits.flatten() else {
+            let whole = value.round_ties_even();
+            return if whole.abs() < MAX_I64 {
+                Ok(vm.ctx.new_int(whole as i64).into())
+            } else {
+                plain.call((float,), vm)
+            };
+        };
+        match usize::try_from(digits.as_bigint()) {
+            Ok(places) if places <= MAX_PLACES && value.is_finite() => {
+                let rounded = format!("{value:.places$}").parse().map_err(|_| vm.new_value_error("no float"))?;
+                Ok(vm.ctx.new_float(rounded).into())
+            }
+            _ => plain.call((float, digits), vm),
+        }
+    };
+    let method = vm.ctx.new_method_def(name, round, PyMethodFlags::METHOD, None).build_method(class, vm);
+    class.set_attr(vm.ctx.intern_str(name), method.into());
 }
 
 /// The number as a float, if it is a real one.

@@ -10,16 +10,15 @@ use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use rustpython_vm as vm;
-use vm::builtins::{PyClassMethod, PyType};
 use vm::compiler::Mode;
-use vm::scope::Scope;
-use vm::{Interpreter, InterpreterBuilder, PyObjectRef, PyPayload, PyResult, Settings, VirtualMachine};
+use vm::{Interpreter, InterpreterBuilder, PyObjectRef, PyResult, Settings, VirtualMachine};
 
 use crate::exec::arithmetic;
 use crate::exec::child::{self, EXIT_NOT_ENTERED, EXIT_PANIC, MAX_MESSAGE, MAX_OUTPUT, Warm};
 use crate::exec::convert::Types;
 use crate::exec::filter::filter;
 use crate::exec::identity::{self, for_each_class};
+use crate::exec::patches;
 use crate::exec::protocol::{
     Call, Job, JobResult, Layer, Limits, MAX_CPU_S, Outcome, Reverse, receive, send, take_frames,
 };
@@ -94,10 +93,6 @@ class FileIO(_io._RawIOBase):
         raise PermissionError(1, 'Operation not permitted')
 _io.FileIO = FileIO
 ";
-
-/// Gaps of RustPython 0.5.0 that are closed in Python.
-const PATCHES: &str = include_str!("shim/patches.py");
-const EXPRESSIONS: &str = include_str!("shim/expressions.py");
 
 /// A program of the usual kind.
 const WARM_PROGRAM: &str = "\
@@ -224,46 +219,18 @@ fn exercise(vm: &VirtualMachine) {
 fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     stretch(vm);
     import(vm, &[]);
-    let expressions = run_shim(vm, EXPRESSIONS)?;
-    let pattern = expressions.globals.get_item("pattern", vm)?.downcast::<PyType>();
-    if let Ok(pattern) = pattern {
-        pattern.set_attr(vm.ctx.intern_str("findall"), expressions.globals.get_item("findall", vm)?);
-    }
+    patches::install_expressions(vm)?;
     import(vm, HOT_MODULES);
     exercise(vm);
-    let scope = run_shim(vm, PATCHES)?;
-    let fromkeys = PyClassMethod::from(scope.globals.get_item("fromkeys", vm)?).into_ref(&vm.ctx);
-    vm.ctx.types.dict_type.set_attr(vm.ctx.intern_str("fromkeys"), fromkeys.into());
-    let types = &vm.ctx.types;
-    for (class, method, patch) in [
-        (types.float_type, "__round__", "rounded"),
-        (types.float_type, "__format__", "format_float"),
-        (types.int_type, "__format__", "format_int"),
-        (types.str_type, "__format__", "format_str"),
-        (types.str_type, "zfill", "zfill"),
-        (types.str_type, "count", "count"),
-        (types.str_type, "replace", "replace"),
-        (types.str_type, "strip", "strip"),
-        (types.str_type, "lstrip", "lstrip"),
-        (types.str_type, "rstrip", "rstrip"),
-        (types.str_type, "swapcase", "swapcase"),
-        (types.str_type, "expandtabs", "expandtabs"),
-        (types.bool_type, "__format__", "format_bool"),
-        (types.dict_type, "__reversed__", "reversed_dict"),
-        (types.dict_keys_type, "__reversed__", "reversed_dict"),
-        (types.dict_values_type, "__reversed__", "reversed_dict"),
-        (types.dict_items_type, "__reversed__", "reversed_dict"),
-    ] {
-        class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(patch, vm)?);
-    }
+    let patched = patches::install(vm)?;
     arithmetic::install(vm);
     intern_type_names(vm)?;
-    let last_pop: PyObjectRef = scope.globals.get_item("pop", vm)?;
+    let last_pop: PyObjectRef = patched.globals.get_item("pop", vm)?;
     sandbox::start_arena(ARENA_BYTES, true);
     import(vm, COLD_MODULES);
     // What is drawn without a seed is the same in all zygotes of all executors.
     run_and_keep(vm, "import random\nrandom.seed(0)\n");
-    let start_clocks = scope.globals.get_item("stop_clocks", vm)?.call((), vm)?;
+    let start_clocks = patched.globals.get_item("stop_clocks", vm)?.call((), vm)?;
     identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);
     let warm = Warm { vm, types: Types::load(vm)?, filter: None, last_pop, start_clocks };
@@ -312,14 +279,6 @@ fn empty_free_lists(vm: &VirtualMachine) {
     until_new(&|| vm.ctx.new_dict().into());
     until_new(&|| vm.ctx.new_float(0.5).into());
     until_new(&|| vm.ctx.new_bigint(&(1u64 << 40).into()).into());
-}
-
-/// Runs a shim; its names are in the scope.
-fn run_shim(vm: &VirtualMachine, source: &str) -> PyResult<Scope> {
-    let code = vm.compile(source, Mode::Exec, "<patches>".to_owned()).map_err(|e| vm.new_syntax_error(&e, None))?;
-    let scope = vm.new_scope_with_builtins();
-    vm.run_code_obj(code, scope.clone())?;
-    Ok(scope)
 }
 
 /// Runs trusted source and keeps what it made for good.

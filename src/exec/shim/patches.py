@@ -1,4 +1,4 @@
-# Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; rounding goes by the decimal digits of the exact value; a
+# Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; a
 # str's width counts after the cut, and its characters are no bytes; floats without a type letter keep a digit behind the
 # point, and exponents have no thousands; a bool is written as a number where there is a format; what is stripped or swapped
 # may lie beyond ASCII; tabs may have no width; a dict's order can be turned after a deletion. And how a set that gives its
@@ -8,10 +8,6 @@ def fromkeys(cls, iterable, value=None, /):
     for key in iterable:
         d[key] = value
     return d
-def rounded(self, ndigits=None, /, plain=float.__round__):
-    if type(ndigits) is not int or not 0 <= ndigits < 300 or self - self != 0.0:
-        return plain(self, ndigits)
-    return float('%.*f' % (ndigits, self))
 ALIGN = ('<', '>', '^', '=')
 def format_str(self, spec, /, plain=str.__format__):
     at = spec.find('.', 2 if spec[1:2] in ALIGN else 0)
