@@ -46,21 +46,47 @@ fn against(gold: &[String], spans: &[String]) -> (f64, f64) {
     (f64::from(u8::from(exact)), (f1 * 100.0).round() / 100.0)
 }
 
-/// Largest sum of scores when every row is given at most one column: pairs are taken from the best on, which is exact for
-/// rows that share no words, as different spans of one answer hardly do.
+/// Largest sum of scores when rows and columns are paired one to one: the Hungarian method, row by row.
 fn best_matching(scores: &[Vec<f64>]) -> f64 {
-    let mut pairs: Vec<(usize, usize)> =
-        (0..scores.len()).flat_map(|r| (0..scores[r].len()).map(move |c| (r, c))).collect();
-    pairs.sort_by(|a, b| scores[b.0][b.1].total_cmp(&scores[a.0][a.1]));
-    let (mut rows, mut columns, mut sum) = (vec![false; scores.len()], Vec::new(), 0.0);
-    for (r, c) in pairs {
-        if !rows[r] && !columns.contains(&c) {
-            rows[r] = true;
-            columns.push(c);
-            sum += scores[r][c];
+    let (rows, columns) = (scores.len(), scores.first().map_or(0, Vec::len));
+    // Columns may be left over, rows not; of both, number 0 stands for none.
+    let (n, m) = (rows.min(columns), rows.max(columns));
+    let score = |r: usize, c: usize| if rows <= columns { scores[r - 1][c - 1] } else { scores[c - 1][r - 1] };
+    let (mut of_row, mut of_column) = (vec![0.0; n + 1], vec![0.0; m + 1]);
+    let mut row_at = vec![0; m + 1];
+    for row in 1..=n {
+        let (mut least, mut from, mut seen) = (vec![f64::INFINITY; m + 1], vec![0; m + 1], vec![false; m + 1]);
+        row_at[0] = row;
+        let mut at = 0;
+        while row_at[at] != 0 {
+            seen[at] = true;
+            let r = row_at[at];
+            for c in (1..=m).filter(|c| !seen[*c]) {
+                let slack = -score(r, c) - of_row[r] - of_column[c];
+                if slack < least[c] {
+                    (least[c], from[c]) = (slack, at);
+                }
+            }
+            let Some(next) = (1..=m).filter(|c| !seen[*c]).min_by(|a, b| least[*a].total_cmp(&least[*b])) else {
+                break;
+            };
+            let step = least[next];
+            for c in 0..=m {
+                if seen[c] {
+                    of_row[row_at[c]] += step;
+                    of_column[c] -= step;
+                } else {
+                    least[c] -= step;
+                }
+            }
+            at = next;
+        }
+        while at != 0 {
+            row_at[at] = row_at[from[at]];
+            at = from[at];
         }
     }
-    sum
+    (1..=m).filter(|c| row_at[*c] != 0).map(|c| score(row_at[c], c)).sum()
 }
 
 fn bag_f1(gold: &[String], span: &[String]) -> f64 {
@@ -105,6 +131,7 @@ fn normal_words(text: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::base::rng::{Purpose, Rng};
 
     #[test]
     fn yes_and_no_are_found() {
@@ -119,6 +146,33 @@ mod tests {
         ] {
             assert_eq!(yes_or_no(text), says, "{text}");
         }
+    }
+
+    #[test]
+    fn pairs_are_matched_for_the_largest_sum() {
+        let mut rng = Rng::new(7, Purpose::Test, 0, 0);
+        for _ in 0..500 {
+            let (rows, columns) = (rng.below(5), rng.below(5));
+            let scores: Vec<Vec<f64>> =
+                (0..rows).map(|_| (0..columns).map(|_| rng.below(4) as f64).collect()).collect();
+            assert_eq!(best_matching(&scores), tried(&scores, 0, &mut vec![false; columns]), "{scores:?}");
+        }
+    }
+
+    /// Every way to give rows columns.
+    fn tried(scores: &[Vec<f64>], row: usize, taken: &mut Vec<bool>) -> f64 {
+        if row == scores.len() {
+            return 0.0;
+        }
+        let mut best = tried(scores, row + 1, taken);
+        for c in 0..taken.len() {
+            if !taken[c] {
+                taken[c] = true;
+                best = best.max(scores[row][c] + tried(scores, row + 1, taken));
+                taken[c] = false;
+            }
+        }
+        best
     }
 
     #[test]
