@@ -184,7 +184,8 @@ pub fn train<B: Backend>(
     }
     let mut saved = (step, Instant::now());
     while step < config.steps {
-        let advanced = run.step(step + 1).and_then(|(mut metrics, trace)| {
+        let traced = config.trace_every > 0 && (step + 1).is_multiple_of(config.trace_every);
+        let advanced = run.step(step + 1, traced).and_then(|(mut metrics, trace)| {
             step += 1;
             let (start, mut failed) = (Instant::now(), None);
             if is_examined(step) {
@@ -194,8 +195,7 @@ pub fn train<B: Backend>(
                 });
                 metrics.eval_s = start.elapsed().as_secs_f64();
             }
-            let traced = config.trace_every > 0 && step.is_multiple_of(config.trace_every);
-            sinks.step(&metrics, if traced { &trace } else { &[] })?;
+            sinks.step(&metrics, &trace)?;
             console.step(&metrics);
             failed.map_or(Ok(metrics.alarms), Err)
         });
@@ -205,6 +205,7 @@ pub fn train<B: Backend>(
             Err(e) => {
                 // What the finished steps have learnt is not lost with what failed after them.
                 if step > saved.0 && !run.is_updating {
+                    sinks.sync();
                     match save(&run, dir, &model, step) {
                         Ok(()) => console.note(&format!("step {step} is saved")),
                         Err(lost) => console.note(&format!("warning: step {step} is lost: {lost}")),
@@ -216,6 +217,7 @@ pub fn train<B: Backend>(
             // A hit of a constraint is an alarm at once, but a run does not end by one.
             Ok(alarms) => {
                 if let Some(lasting) = alarms.values().max().filter(|n| **n >= config.alarm.patience) {
+                    sinks.sync();
                     on_alarm(&run, dir, &model, step, *lasting)?;
                 }
             }

@@ -48,7 +48,7 @@ pub fn grade(pool: &Pool, work: &[(&Item, Vec<Option<String>>)]) -> Result<(Vec<
         match &item.question {
             Question::Task(task) => {
                 let answers: Vec<_> = answers.iter().enumerate().map(|(j, a)| (tag(i, j), a.clone())).collect();
-                grades.extend(judge.submit(task, &answers, &mut outbox));
+                grades.extend(judge.submit(i as u64, task, &answers, &mut outbox));
             }
             Question::Code(code) => {
                 for (j, answer) in answers.iter().enumerate() {

@@ -55,20 +55,26 @@ impl Carried {
     pub fn into_round(self, rules: &Rules, first_solve: u64) -> (Round, usize) {
         let num_carried = self.len();
         let Carried { mut proposals, mut solves } = self;
-        let fits = |config: Config, prompt: &[u32], earlier: &Earlier| {
-            let begun = earlier.begun.as_ref().map_or(0, |c| c.tokens.len());
-            rules.room(config, prompt.len()).is_some_and(|room| begun < room)
+        // What has ended must fit as it is; what has begun needs room for more.
+        let fits = |config: Config, prompt: &[u32], earlier: &Earlier, whole: &Option<Completion>| {
+            let least = match whole {
+                Some(whole) => whole.tokens.len(),
+                None => 1 + earlier.begun.as_ref().map_or(0, |c| c.tokens.len()),
+            };
+            rules.room(config, prompt.len()).is_some_and(|room| least <= room)
         };
         proposals.retain(|p| {
             let solver = Config { role: Role::Solve, ..p.config };
-            let probes = || p.probe_prompt.iter().flat_map(|prompt| p.probes.iter().map(move |a| (prompt, &a.earlier)));
+            let probes = || p.probe_prompt.iter().flat_map(|prompt| p.probes.iter().map(move |a| (prompt, a)));
             // Those drawn a step ahead are probed only now.
             let probed = p.probe_prompt.as_ref().is_none_or(|prompt| rules.room(solver, prompt.len()).is_some());
-            fits(p.config, &p.prompt, &p.earlier)
+            fits(p.config, &p.prompt, &p.earlier, &p.completion)
                 && probed
-                && probes().all(|(prompt, earlier)| fits(solver, prompt, earlier))
+                && probes().all(|(prompt, a)| fits(solver, prompt, &a.earlier, &a.completion))
         });
-        solves.retain(|s| s.attempt.id < first_solve && fits(s.config, &s.prompt, &s.attempt.earlier));
+        solves.retain(|Solve { config, prompt, attempt, .. }| {
+            attempt.id < first_solve && fits(*config, prompt, &attempt.earlier, &attempt.completion)
+        });
         let num_dropped = num_carried - proposals.len() - solves.len();
         (Round { proposals, solves, ..Round::default() }, num_dropped)
     }

@@ -230,7 +230,7 @@ impl Default for EvalConfig {
     }
 }
 
-/// A run. What is outside the tables may change between a run and its resumption without changing its result.
+/// A run. Threads, executors, steps and what is logged may change between a run and its resumption without changing its result.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {

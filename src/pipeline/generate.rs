@@ -460,7 +460,8 @@ impl Round {
                 let Some(completion) = solve.attempt.earlier.join(completion, room) else { return Ok(()) };
                 read_answer(&mut solve.attempt, completion, solve.config.kind, cx);
                 let answers = [(solve.attempt.id, solve.attempt.answer.clone())];
-                let grades = traffic.judge.submit(&solve.task, &answers, &mut traffic.outbox);
+                let group = solve.attempt.id >> 8;
+                let grades = traffic.judge.submit(group, &solve.task, &answers, &mut traffic.outbox);
                 traffic.owners.insert(solve.attempt.id, Owner::Solve(i));
                 self.grade(grades, traffic);
             }
@@ -477,7 +478,7 @@ impl Round {
                     for (j, probe) in proposal.probes.iter().enumerate() {
                         traffic.owners.insert(probe.id, Owner::Probe(i, j));
                     }
-                    let grades = traffic.judge.submit(task, &answers, &mut traffic.outbox);
+                    let grades = traffic.judge.submit(proposal.id >> 8, task, &answers, &mut traffic.outbox);
                     self.grade(grades, traffic);
                 }
             }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
+use crate::exec::normal_form::normal_form;
 use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
 use crate::exec::source::{FunctionRule, cleaned, functions_of, is_allowed, with_entry_point};
@@ -173,7 +174,9 @@ pub fn ground(dir: &Path, rules: &Rules, codec: &Codec) -> Result<Vec<Arc<Task>>
         let bytes = fs::read(&file).map_err(|e| Error::io("read", &file, &e))?;
         let programs = functions_of(&String::from_utf8_lossy(&bytes)).into_iter().filter_map(usable);
         for program in programs.filter(|p| known.insert(p.clone())) {
-            found.push(Arc::new(Task { program, pairs: Vec::new(), ..Task::identity(TaskKind::Deduction) }));
+            let normal_form = normal_form(&program).unwrap_or_default();
+            let task = Task { program, pairs: Vec::new(), normal_form, ..Task::identity(TaskKind::Deduction) };
+            found.push(Arc::new(task));
         }
     }
     if found.is_empty() {

@@ -108,11 +108,11 @@ pub fn rules(config: &RunConfig, model: &ModelFiles, format: Format, codec: &Cod
 }
 
 impl<B: Backend> Run<B> {
-    /// Runs step number `step`, changes model and buffers, and returns what there is to report.
+    /// Runs step number `step`, changes model and buffers, and returns what there is to report; completions only if `traced`.
     ///
     /// # Errors
     /// When a part fails, or on a stop signal before the update: then nothing has changed.
-    pub fn step(&mut self, step: u64) -> Result<(StepMetrics, Vec<TraceRecord>)> {
+    pub fn step(&mut self, step: u64, traced: bool) -> Result<(StepMetrics, Vec<TraceRecord>)> {
         let start = Instant::now();
         let temperature = self.config.rollout.temperature * self.warmth.factor();
         self.rules.temperature = temperature as f32;
@@ -130,16 +130,16 @@ impl<B: Backend> Run<B> {
         self.is_updating = true;
         let stats = update(&mut self.trainer, &samples, &self.config.train, temperature)?;
         let update_s = rollout_end.elapsed().as_secs_f64();
-        let mut trace = self.trace(step, &round, &samples);
+        let mut trace = if traced { self.trace(step, &round, &samples) } else { Vec::new() };
         let mut metrics = self.metrics(step, &round, &samples, stats);
         drop(samples);
         self.carried = carried;
         metrics.carried = self.carried.len();
         let gate = self.config.selfplay.gate.clone();
         for id in self.store(&round) {
-            let at =
-                trace.binary_search_by_key(&id, |r| r.id).expect("the trace has every answer, in the order of ids");
-            trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
+            if let Ok(at) = trace.binary_search_by_key(&id, |r| r.id) {
+                trace[at].note = Some(format!("gate: right in {} samplings running, no longer drawn", gate.too_easy));
+            }
         }
         if gate.too_easy > 0 {
             let count = |k: &TaskKind| (k.name().to_owned(), self.buffers.of(*k).num_too_easy(&gate));
@@ -149,12 +149,18 @@ impl<B: Backend> Run<B> {
         metrics.prompts_left_out = left_out;
         let vitals = vitals(&metrics);
         let entropy = vitals.entropy;
-        metrics.alarms = self.alarms.observe(&vitals, self.config.alarm.patience);
+        // Where samples take several steps, only short ones end in the first.
+        let rollout = &self.config.rollout;
+        let longest = rollout.max_propose.max(rollout.max_solve) as u64;
+        let first_whole = longest.checked_div(rollout.straggler_tokens as u64).unwrap_or(0);
+        if !metrics.configs.is_empty() && step > first_whole {
+            metrics.alarms = self.alarms.observe(&vitals, self.config.alarm.patience);
+        }
         metrics.alarms.extend(self.alarms.observe_hits(metrics.constraints.keys()));
         metrics.alarms.extend(self.alarms.observe_numbers(metrics.grad_norm, entropy)?);
         metrics.temperature = temperature;
         if !metrics.configs.is_empty() {
-            self.warmth.observe(entropy, self.config.rollout.hold_entropy);
+            self.warmth.observe(entropy, rollout.hold_entropy);
         }
         metrics.update_s = update_s;
         metrics.step_s = start.elapsed().as_secs_f64();

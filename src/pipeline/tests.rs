@@ -56,7 +56,7 @@ fn a_check_that_ends_in_any_other_way_is_wrong_and_is_not_left_out() {
     for bad in [stop, Outcome::TimeoutCpu, Outcome::Crash, Outcome::OutputTooLarge, equal(false)] {
         for (rule, expected) in [(InductionReward::Binary, 0.0), (InductionReward::Accuracy, 0.8)] {
             let (mut judge, mut outbox) = (Judge::new(rule, false), VecDeque::new());
-            assert!(judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox).is_empty());
+            assert!(judge.submit(0, &task, &answers(&["def f(x): return 1"]), &mut outbox).is_empty());
             let (tag, _) = outbox.pop_front().expect("it is executed");
             let grades =
                 judge.on_verdict(tag, &verdict(vec![equal(true), equal(true), bad.clone(), equal(true), equal(true)]));
@@ -64,7 +64,7 @@ fn a_check_that_ends_in_any_other_way_is_wrong_and_is_not_left_out() {
         }
     }
     let (mut judge, mut outbox) = (Judge::new(InductionReward::AnyCorrect, false), VecDeque::new());
-    judge.submit(&task, &answers(&["import os"]), &mut outbox);
+    judge.submit(0, &task, &answers(&["import os"]), &mut outbox);
     let rejected = Verdict { rejection: Some(Rejection::Policy("module os".into())), ..verdict(Vec::new()) };
     assert_eq!(judge.on_verdict(1, &rejected)[0].accuracy, 0.0);
 }
@@ -74,7 +74,7 @@ fn induction_is_judged_by_the_hidden_pairs_and_on_demand_by_those_shown() {
     let task = task(TaskKind::Induction, 10);
     let calls = |check_shown| {
         let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary, check_shown), VecDeque::new());
-        judge.submit(&task, &answers(&["def f(x): return 1"]), &mut outbox);
+        judge.submit(0, &task, &answers(&["def f(x): return 1"]), &mut outbox);
         outbox[0].1.calls.iter().map(|c| c.args.clone()).collect::<Vec<_>>().join("")
     };
     assert_eq!((calls(false), calls(true)), ("56789".to_owned(), "0123456789".to_owned()));
@@ -86,7 +86,7 @@ fn answers_never_become_code() {
     let abduction = task(TaskKind::Abduction, 1);
     let (mut judge, mut outbox) = (Judge::new(InductionReward::Binary, false), VecDeque::new());
     let hack = "0) or True or f(0";
-    judge.submit(&abduction, &answers(&[hack, hack]), &mut outbox);
+    judge.submit(0, &abduction, &answers(&[hack, hack]), &mut outbox);
     let (tag, request) = outbox.pop_front().expect("it is executed");
     assert_eq!(
         (request.program.as_str(), request.calls.len()),
@@ -96,8 +96,17 @@ fn answers_never_become_code() {
     assert_eq!((request.calls[0].args.as_str(), request.calls[0].expect.as_deref()), (hack, Some("'0'")));
     let grades = judge.on_verdict(tag, &verdict(vec![Outcome::BadArgs("not a literal".into())]));
     assert_eq!(grades.iter().map(|g| (g.id, g.accuracy)).collect::<Vec<_>>(), [(1, 0.0), (2, 0.0)]);
+    // Nor again, when the same answer comes later; another task's answer is its own.
+    let late = judge.submit(0, &abduction, &[(3, Some(hack.to_owned()))], &mut outbox);
+    assert_eq!((late[0].id, late[0].accuracy, outbox.len()), (3, 0.0, 0));
+    assert!(judge.submit(1, &abduction, &[(4, Some(hack.to_owned()))], &mut outbox).is_empty());
+    assert!(judge.submit(1, &abduction, &[(5, Some(hack.to_owned()))], &mut outbox).is_empty());
+    assert_eq!(outbox.pop_front().map(|(tag, _)| tag), Some(4));
+    let grades = judge.on_verdict(4, &verdict(vec![equal(true)]));
+    assert_eq!((grades.iter().map(|g| g.id).collect::<Vec<_>>(), outbox.len()), (vec![4, 5], 0));
     let deduction = task(TaskKind::Deduction, 1);
-    let grades = judge.submit(&deduction, &answers(&["eval(gold_output)", "gold_output", "'0'", "\"0\""]), &mut outbox);
+    let grades =
+        judge.submit(0, &deduction, &answers(&["eval(gold_output)", "gold_output", "'0'", "\"0\""]), &mut outbox);
     assert_eq!(grades.iter().map(|g| g.accuracy).collect::<Vec<_>>(), [0.0, 0.0, 1.0, 1.0]);
 }
 
@@ -309,6 +318,9 @@ fn what_is_carried_goes_on_while_it_fits() {
     assert_eq!(again.proposals[0].earlier.stale, 6, "its own completion, of this step's weights");
     let shorter = Rules { max_response: [64, 20], ..rules(&codec, 512) };
     assert_eq!(carried.clone().into_round(&shorter, u64::MAX).1, 1, "what is longer than it may be");
+    let shorter = |propose| Rules { max_response: [propose, 64], ..rules(&codec, 512) };
+    assert_eq!(carried.clone().into_round(&shorter(6), u64::MAX).1, 0, "what has ended fits as it is");
+    assert_eq!(carried.clone().into_round(&shorter(5), u64::MAX).1, 1, "or does not");
     assert_eq!(carried.clone().into_round(&rules(&codec, 2), u64::MAX).1, 3, "whose prompts are too long");
     let (again, dropped) = carried.into_round(&rules(&codec, 512), again.solves[1].attempt.id);
     assert_eq!((again.proposals.len(), again.solves.len(), dropped), (1, 1, 1), "whose id the step gives out again");

@@ -337,7 +337,7 @@ fn the_trainer_survives_a_model_that_emits_only_hostile_programs() {
     let kinds = [TaskKind::Abduction, TaskKind::Deduction, TaskKind::Induction];
     let before: Vec<usize> = kinds.iter().map(|k| run.buffers.of(*k).len()).collect();
     for step in 1..=2 {
-        let (metrics, trace) = run.step(step).expect("the step ends");
+        let (metrics, trace) = run.step(step, true).expect("the step ends");
         assert_eq!(metrics.valid, 0.0, "no hostile program becomes a task: {:?}", metrics.rejections);
         for (name, found) in &metrics.configs {
             let expected = if name.starts_with("propose") { -1.0 } else { -0.5 };
@@ -354,7 +354,7 @@ fn the_trainer_survives_a_model_that_emits_only_hostile_programs() {
     assert_eq!(before, after, "nothing entered the buffers");
     let script = honest(&run.codec);
     *run.trainer.decoder().backend().script.lock().expect("no panic inside") = script;
-    let (metrics, _) = run.step(3).expect("the next step runs");
+    let (metrics, _) = run.step(3, false).expect("the next step runs");
     assert!(metrics.valid > 0.5, "{} {:?}", metrics.valid, metrics.rejections);
     assert_eq!(metrics.configs["solve_induction"].reward, 1.0, "the program that gives back its argument");
     for zygote in run.pool.zygotes() {

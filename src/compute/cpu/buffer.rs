@@ -10,6 +10,9 @@ const MIN_LEN: usize = 1 << 14;
 /// Most that lies unused, in floats: 2 GiB.
 const MAX_UNUSED: usize = 1 << 29;
 
+/// An array serves for so many times fewer floats: the lengths of a step's last piece are always new ones.
+const MAX_WASTE: usize = 8;
+
 /// Arrays that are not in use, by capacity.
 #[derive(Debug, Default)]
 pub struct Store(Mutex<Unused>);
@@ -48,13 +51,11 @@ impl Store {
         copy
     }
 
-    /// An array of this capacity, as it was left or empty.
+    /// An array of at least this capacity, as it was left or empty.
     fn take(&self, capacity: usize) -> Vec<f32> {
         let mut unused = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = unused.by_capacity.get_mut(&capacity).and_then(Vec::pop);
-        if found.is_some() {
-            unused.total -= capacity;
-        }
+        let found = unused.by_capacity.range_mut(capacity..=MAX_WASTE * capacity).find_map(|(_, arrays)| arrays.pop());
+        unused.total -= found.as_ref().map_or(0, Vec::capacity);
         found.unwrap_or_else(|| Vec::with_capacity(capacity))
     }
 
@@ -109,6 +110,9 @@ mod tests {
         let second = store.zeros(3 * MIN_LEN - 5);
         assert_eq!(second.as_ptr(), address, "the same memory");
         assert!(second.len() == 3 * MIN_LEN - 5 && second.iter().all(|x| *x == 0.0));
+        drop(second);
+        let second = store.zeros(MIN_LEN + 1);
+        assert_eq!((second.as_ptr(), second.len()), (address, MIN_LEN + 1), "for a shorter one, too");
         let third = store.copy_of(&second);
         assert_ne!(third.as_ptr(), address, "it is in use");
         assert_eq!(*third, *second);

@@ -30,15 +30,16 @@ impl Softmax {
 #[inline(always)]
 fn softmax(z: &[f32]) -> Softmax {
     let mut max = [f32::NEG_INFINITY; LANES];
-    for chunk in z.chunks(LANES) {
-        for (lane, z) in chunk.iter().enumerate() {
-            max[lane] = if *z > max[lane] { *z } else { max[lane] };
-        }
-    }
-    let max = max.iter().fold(f32::NEG_INFINITY, |a, b| if *b > a { *b } else { a });
-    let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
     let chunks = z.chunks_exact(LANES);
     let rest = chunks.remainder();
+    for chunk in chunks.clone() {
+        for lane in 0..LANES {
+            max[lane] = larger(max[lane], chunk[lane]);
+        }
+    }
+    let max = max.iter().chain(rest).fold(f32::NEG_INFINITY, |a, b| larger(a, *b));
+    let (mut sum, mut weighted) = ([0.0f32; LANES], [0.0f32; LANES]);
     for chunk in chunks {
         for lane in 0..LANES {
             let e = exp(chunk[lane] - max);
