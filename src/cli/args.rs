@@ -78,7 +78,7 @@ pub struct TrainArgs {
     /// Weights: a folder as transformers saves it, or a .safetensors file in one [default: the embedded model]
     #[arg(long, value_name = "PATH", help_heading = "Model", conflicts_with = "resume")]
     pub weights: Option<PathBuf>,
-    /// Train until this step [default: 500]
+    /// Train until this step [default: 500, with tiny 100]
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub steps: Option<u64>,
     /// Directory of the run [default: the next free runs/N]
@@ -314,6 +314,9 @@ pub struct BenchArgs {
     /// Tokens of each [default: 2048, CPU 256]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub length: Option<usize>,
+    /// Of these without a loss, as a prompt's have none [default: half]
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    pub prompt: Option<usize>,
     /// Tokens of a micro-batch [default: 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub micro_batch_tokens: Option<usize>,

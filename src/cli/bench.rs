@@ -16,11 +16,12 @@ use crate::cli::plan;
 use crate::cli::train::gpu;
 use crate::compute::cpu::backend::CpuBackend;
 use crate::compute::ops::{Backend, HeadLoss, MomentPrecision, Weight};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
 use crate::model::plan::{Gpu, PAPER, StepShape, decode_s, training_flops};
 use crate::pipeline::config::{ExecutorConfig, cores};
+use crate::pipeline::proof::same_bits;
 use crate::rollout::engine::{Engine, SampleRequest};
 use crate::rollout::scheduler::Limits;
 use crate::train::loss::{TokenTarget, TrainSeq};
@@ -32,8 +33,12 @@ use crate::weights::spec::ModelSpec;
 const POOL: usize = 1 << 20;
 /// Rows that are run at once to fill contexts.
 const FILL_ROWS: usize = 4096;
+/// Copies and products of a sample, so that starting and waiting do not count.
+const AT_ONCE: usize = 8;
 /// Steps before those that are timed: a GPU records graphs in them.
 const WARM_STEPS: usize = 4;
+/// Sequences of the proof that drawn and trained log-probabilities are the same.
+const PROOF_SAMPLES: usize = 2;
 /// Spread of lengths: the standard deviation of their logarithm.
 const LENGTH_SPREAD: f64 = 0.6;
 
@@ -82,7 +87,7 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
     if let [old, new] = args.compare.as_slice() {
         return print(&compare(old, new)?);
     }
-    let mut results = Vec::new();
+    let mut results = Results::default();
     if args.part != BenchPart::Executor {
         let threads = args.threads.unwrap_or(0);
         match gpu(args.device)? {
@@ -91,14 +96,25 @@ pub fn bench(args: &BenchArgs) -> Result<()> {
         }
     }
     if matches!(args.part, BenchPart::Executor | BenchPart::All) {
-        results.extend(executor(args.threads)?);
+        executor(args.threads)?.into_iter().for_each(|result| results.push(result));
     }
     let unix_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let report = json!({"azr": env!("CARGO_PKG_VERSION"), "unix_s": unix_s, "results": results});
+    let report = json!({"azr": env!("CARGO_PKG_VERSION"), "unix_s": unix_s, "results": results.0});
     print(&table(&report))?;
     match &args.json {
         Some(path) => publish(path, format!("{report:#}\n").as_bytes()),
         None => Ok(()),
+    }
+}
+
+/// What has been measured. Each result is shown as it comes: a later one may run out of time.
+#[derive(Default)]
+struct Results(Vec<Value>);
+
+impl Results {
+    fn push(&mut self, result: Value) {
+        eprintln!("{result}");
+        self.0.push(result);
     }
 }
 
@@ -150,7 +166,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         Ok(bench)
     }
 
-    fn run(&self, results: &mut Vec<Value>) -> Result<()> {
+    fn run(&self, results: &mut Results) -> Result<()> {
         let (part, all) = (self.args.part, self.args.part == BenchPart::All);
         results.push(json!({
             "name": "machine",
@@ -172,16 +188,16 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         Ok(())
     }
 
-    /// Median seconds of runs of `f`, each waited for; one more is not timed.
-    fn time(&self, runs: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
+    /// Median seconds of runs of `f`, of which `at_once` are waited for together; the first are not timed.
+    fn time(&self, runs: usize, at_once: usize, mut f: impl FnMut() -> Result<()>) -> Result<f64> {
         let mut seconds = Vec::with_capacity(runs);
         for i in 0..=runs {
             self.b.finish()?;
             let start = Instant::now();
-            f()?;
+            (0..at_once).try_for_each(|_| f())?;
             self.b.finish()?;
             if i > 0 {
-                seconds.push(start.elapsed().as_secs_f64());
+                seconds.push(start.elapsed().as_secs_f64() / at_once as f64);
             }
         }
         Ok(median(&mut seconds))
@@ -197,7 +213,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
     fn bandwidth(&self) -> Result<f64> {
         let x = self.random(self.sizes.copy)?;
         let mut y = self.b.act(self.sizes.copy)?;
-        let seconds = self.b.scope(|| self.time(10, || self.b.copy(&mut y, &x)))?;
+        let seconds = self.b.scope(|| self.time(5, AT_ONCE, || self.b.copy(&mut y, &x)))?;
         Ok(2.0 * self.sizes.element_bytes * self.sizes.copy as f64 / seconds)
     }
 
@@ -208,7 +224,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         let param = self.b.param(&self.b.values(&self.random(n * n)?)?)?;
         let layout = self.b.linear(&param, n, n, false)?;
         let w = Weight { param: &param, layout: &layout };
-        let seconds = self.b.scope(|| self.time(10, || self.b.matmul(&x, w, None, &mut y, false)))?;
+        let seconds = self.b.scope(|| self.time(5, AT_ONCE, || self.b.matmul(&x, w, None, &mut y, false)))?;
         Ok(2.0 * (n as f64).powi(3) / seconds)
     }
 
@@ -221,8 +237,14 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
             let tensor = &table.tensors[i];
             let scale = if tensor.rows == 1 { 0.1 } else { 0.7 / (tensor.cols as f32).sqrt() };
             let middle = if tensor.parts[0].name.ends_with("norm.weight") { 1.0 } else { 0.0 };
-            let values = pool.iter().cycle().skip(i * 7919 % POOL).take(tensor.len());
-            sink(&values.map(|x| middle + scale * x).collect::<Vec<f32>>())
+            let values: Vec<f32> = pool.iter().map(|x| middle + scale * x).collect();
+            let (mut from, mut left) = (i * 7919 % POOL, tensor.len());
+            while left > 0 {
+                let piece = left.min(POOL - from);
+                sink(&values[from..from + piece])?;
+                (from, left) = (0, left - piece);
+            }
+            Ok(())
         })
     }
 
@@ -231,7 +253,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         (0..len).map(|_| rng.below(self.spec.vocab_size) as u32).collect()
     }
 
-    fn decode(&self, results: &mut Vec<Value>) -> Result<()> {
+    fn decode(&self, results: &mut Results) -> Result<()> {
         let Sizes { batch, context, .. } = self.sizes;
         let points: Vec<(usize, usize)> = if self.args.curves {
             let batches = [1, 4, 16, 64, 256, 512].into_iter().filter(|b| *b < batch).chain([batch]);
@@ -301,18 +323,22 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         OptimConfig { moments, recompute: self.args.recompute, micro_batch_tokens, ..OptimConfig::default() }
     }
 
-    fn train(&self, results: &mut Vec<Value>) -> Result<()> {
+    fn train(&self, results: &mut Results) -> Result<()> {
         let Sizes { sequences, length, .. } = self.sizes;
         let mut trainer = Trainer::new(self.decoder(length, true)?, self.optim())?;
-        let seqs: Vec<TrainSeq> = (0..sequences).map(|i| self.sequence(length / 2, length - length / 2, i)).collect();
-        let seconds = self.time(3, || {
+        let mut engine = Engine::new(trainer.decoder(), Engine::<B>::limits(PROOF_SAMPLES, length, 0), 1)?;
+        same_bits(&mut trainer, &mut engine, 1.0)?;
+        drop(engine);
+        let prompt = self.args.prompt.unwrap_or(length / 2).clamp(1, length - 1);
+        let seqs: Vec<TrainSeq> = (0..sequences).map(|i| self.sequence(prompt, length - prompt, i)).collect();
+        let seconds = self.time(3, 1, || {
             trainer.accumulate(&seqs)?;
-            trainer.update(1e-6).map(drop)
+            updated(&mut trainer)
         })?;
         let rate = (sequences * length) as f64 / seconds;
-        let flops = training_flops(&self.spec, length, 0.5);
+        let flops = training_flops(&self.spec, length, (length - prompt) as f64 / length as f64);
         results.push(json!({
-            "name": format!("train, {sequences} sequences of {length}"),
+            "name": format!("train, {sequences} sequences of {length}, {prompt} of a prompt"),
             "tokens_per_s": rate,
             "step_s": seconds,
             "tflop_per_s": rate * flops / 1e12,
@@ -336,7 +362,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         }
     }
 
-    fn step(&self, results: &mut Vec<Value>) -> Result<()> {
+    fn step(&self, results: &mut Results) -> Result<()> {
         let workload = self.args.workload.unwrap_or(self.sizes.workload);
         let mut shape = if workload == BenchWorkload::Paper { PAPER } else { SHORT };
         if self.args.small {
@@ -364,7 +390,7 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
             .collect();
         let start = Instant::now();
         trainer.accumulate(&seqs)?;
-        trainer.update(1e-6)?;
+        updated(&mut trainer)?;
         let train_s = start.elapsed().as_secs_f64();
         let drawn: usize = completions.iter().map(|c| c.tokens.len()).sum();
         results.push(json!({
@@ -413,6 +439,17 @@ impl Lengths {
         let length = (middle + LENGTH_SPREAD * self.rng.normal()).exp() as usize;
         length.clamp(1, self.longest.max(1))
     }
+}
+
+/// An update, which is none where a gradient is no number: then nothing was worth timing.
+fn updated<B: Backend>(trainer: &mut Trainer<B>) -> Result<()> {
+    let norm = trainer.update(1e-6)?;
+    if !norm.is_finite() {
+        return Err(
+            Error::failure(format!("the gradient's norm is {norm}")).with_hint("azr selftest tells what is wrong")
+        );
+    }
+    Ok(())
 }
 
 fn median(values: &mut [f64]) -> f64 {

@@ -11,7 +11,8 @@ use crate::compute::ops::MomentPrecision;
 use crate::error::{Error, Result};
 use crate::model::params::ParamTable;
 use crate::model::plan::{
-    Gpu, PAPER, Phase, StepShape, Workload, decode_s, kv_room, peak_bytes, segments, step_time, training_flops,
+    Gpu, PAPER, Phase, StepShape, Workload, decode_s, forward_flops, kv_room, peak_bytes, segments, step_time,
+    training_flops,
 };
 use crate::pipeline::config::Config;
 use crate::weights::spec::{ModelSpec, qwen25};
@@ -131,7 +132,8 @@ fn report(spec: &ModelSpec, work: &Workload, shape: &StepShape, gpu: &Gpu, args:
     let (peak, time) = (peak_bytes(&all), step_time(spec, work, shape, gpu));
     let context = shape.prompt + shape.response / 2;
     let length = shape.prompt + shape.response;
-    let flops = training_flops(spec, length, shape.response as f64 / length as f64);
+    let again = if work.recompute { forward_flops(spec, length, 0.0) } else { 0.0 };
+    let flops = training_flops(spec, length, shape.response as f64 / length as f64) + again;
     json!({
         "model": args.weights,
         "parameters": ParamTable::new(spec).num_params(),
@@ -174,8 +176,11 @@ fn table(report: &Value) -> String {
         out +=
             &format!("{:<34} {:<10} {:>9.2}\n", text(&segment["name"]), text(&segment["when"]), number(&segment["gb"]));
     }
+    let always = report["segments"].as_array().into_iter().flatten().filter(|s| s["when"] == when(Phase::Always));
     let verdict = if report["fits"] == json!(true) {
         "fits"
+    } else if always.map(|s| number(&s["gb"])).sum::<f64>() > number(&report["memory_gb"]) {
+        "does NOT fit: weights, gradients and moments alone are too large; take a larger GPU or a smaller model"
     } else {
         "does NOT fit: take fewer micro-batch tokens or a smaller batch"
     };

@@ -1,8 +1,9 @@
 //! What a run of a model needs of a GPU, computed without one: bytes by segment, and time by the roofline. A
 //! roofline is what bandwidth and products alone would take; what is reached of it is measured by `azr bench`.
 
+use crate::compute::cuda::CudaBackend;
 use crate::compute::launch::attention_plan::CHUNK;
-use crate::compute::ops::{MomentPrecision, PAGE};
+use crate::compute::ops::{Backend, MomentPrecision, PAGE};
 use crate::model::params::ParamTable;
 use crate::weights::spec::ModelSpec;
 
@@ -21,6 +22,8 @@ pub struct Gpu {
 const RESERVED_BYTES: f64 = 1.5e9;
 /// Seconds to start a kernel inside a graph.
 const LAUNCH_S: f64 = 1.3e-6;
+/// Rows that a batch of prompts has at most.
+const PREFILL_ROWS: f64 = <CudaBackend as Backend>::MAX_ROWS as f64;
 /// Kernels of a layer while decoding.
 const LAYER_KERNELS: f64 = 10.0;
 
@@ -128,6 +131,7 @@ pub fn segments(spec: &ModelSpec, work: &Workload) -> Vec<Segment> {
         of("moments", moment * s.params, Phase::Always),
         of("driver, kernels, rounding", RESERVED_BYTES, Phase::Always),
         of("KV pages", page_bytes * work.kv_tokens as f64, Phase::Rollout),
+        of("a batch of prompts' rows", (s.kept_bytes() + 2.0 * s.fused) * PREFILL_ROWS, Phase::Rollout),
         of("head's records", 24.0 * work.running as f64 * s.v / 64.0, Phase::Rollout),
         of("seats of decoding sequences", seat_bytes(spec, work.longest) * work.running as f64, Phase::Rollout),
         of("activations", kept * t, Phase::Training),

@@ -18,18 +18,20 @@ def seconds(make, run, nbytes):
     sets = [make() for _ in range(max(1, min(16, int(ROTATION / nbytes) + 1)))]
     for s in sets:
         run(*s)
-    samples = []
-    for _ in range(5):
+
+    def timed(count):
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        start, count = time.perf_counter(), 0
-        while count < len(sets) or (count < 2000 and time.perf_counter() - start < 0.01):
-            run(*sets[count % len(sets)])
-            count += 1
+        start = time.perf_counter()
+        for i in range(count):
+            run(*sets[i % len(sets)])
         if DEVICE == "cuda":
             torch.cuda.synchronize()
-        samples.append((time.perf_counter() - start) / count)
-    return statistics.median(samples)
+        return (time.perf_counter() - start) / count
+
+    # Launches return at once: how many make 10 ms of the device's time?
+    count = max(len(sets), min(2000, int(0.01 / timed(len(sets)))))
+    return statistics.median(timed(count) for _ in range(5))
 
 
 def attention(rows, length, heads, backward):

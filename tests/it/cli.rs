@@ -76,6 +76,8 @@ fn a_plan_needs_neither_gpu_nor_weights() {
     assert_eq!((&plan["fits"], &plan["settings"]["train.moments"]), (&true.into(), &"bf16".into()));
     let sum: f64 = plan["segments"].as_array().expect("segments").iter().filter_map(|s| s["gb"].as_f64()).sum();
     assert!(sum > plan["peak_gb"].as_f64().expect("a number") && plan["peak_gb"].as_f64() < Some(139.0), "{plan}");
+    let small = run(&["plan", "--weights", "7B", "--gpu", "80GB"]);
+    assert!(String::from_utf8_lossy(&small.stdout).contains("take a larger GPU"), "{small:?}");
     let fixture = crate::fixture::folder("qwen3");
     let output = run(&["plan", "--weights", fixture.to_str().expect("UTF-8")]);
     expect_code(&output, 0);

@@ -131,22 +131,26 @@ fn the_main_job_runs_resumes_and_batches_to_the_same_bits() {
 #[test]
 fn the_script_for_gpu_boxes_runs_on_the_emulator() {
     let dir = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| dir.path().join(name);
+    let at = |name: &str| path(name).to_str().expect("UTF-8").to_owned();
     let output = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gpu/run.sh"))
         .arg("quick")
         .env("LD_LIBRARY_PATH", azr_kernel_emu::folder())
         .env("AZR_EMU_ARITHMETIC", "1")
         .envs([("AZR", env!("CARGO_BIN_EXE_azr")), ("SMALL", "1"), ("AZR_EMU_WORKERS", "2"), ("KERNEL_TESTS", "none")])
-        .envs([("KERNEL_BENCH", "none"), ("OUT", dir.path().to_str().expect("UTF-8"))])
+        .envs([("KERNEL_BENCH", "none"), ("BUDGET", "3000"), ("WORK", &at("work")), ("OUT", &at("kept"))])
         .output()
         .expect("bash is there");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{said}{}", stderr(&output));
-    let lines = json_lines(&dir.path().join("results.jsonl"));
+    let lines = json_lines(&path("kept/results.jsonl"));
     let of = |name: &str| lines.iter().find(|l| l["step"] == name).unwrap_or_else(|| panic!("{name} in {said}"));
-    for name in ["version", "selftest-quick", "bits-of-the-model", "straight", "resume-bits", "bench-small"] {
+    for name in
+        ["version", "selftest-quick", "bits-of-the-model", "straight", "resume-bits", "bench-small", "train-small"]
+    {
         assert_eq!(of(name)["rc"], 0, "{said}");
     }
     assert!(of("kernels")["said"].as_str().is_some_and(|s| s.starts_with("SKIPPED: ")), "{said}");
-    assert_eq!(json_lines(&dir.path().join("metrics.jsonl")).len(), 3);
-    assert!(dir.path().join("bench-small.json").exists());
+    assert_eq!(json_lines(&path("work/metrics.jsonl")).len(), 3);
+    assert!(path("work/bench-small.json").exists() && path("kept/all.tgz").exists());
 }
