@@ -9,7 +9,7 @@ const int THREADS = 128;
 const u32 PAGE = 16;
 const u32 NO_SLOT = ~0u;
 // Stop tokens of a seat; further ones end a sequence only when the host has seen them.
-const int STOPS = 8;
+const int STOPS = 16;
 
 // A sequence that sits down.
 struct alignas(16) Seat {

@@ -84,7 +84,7 @@ pub struct Drawn {
 }
 
 /// Most stop tokens of a [`Seat`].
-pub const MAX_STOPS: usize = 8;
+pub const MAX_STOPS: usize = 16;
 
 /// A sequence that sits down to decode on the device.
 #[derive(Debug, Clone, Copy)]

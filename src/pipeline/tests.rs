@@ -7,12 +7,15 @@ use std::sync::Arc;
 use azr_tokenizer::Tokenizer;
 
 use crate::base::rng::{Purpose, Rng};
+use crate::compute::ops::MAX_STOPS;
 use crate::exec::protocol::{Outcome, Rejection, Verdict};
 use crate::exec::source::FunctionRule;
 use crate::pipeline::carry::Carried;
+use crate::pipeline::config::Config as RunConfig;
 use crate::pipeline::generate::{Attempt, Round, Rules, Shown, sequence_id};
 use crate::pipeline::judge::{Grade, Judge};
 use crate::pipeline::prompts::Prompter;
+use crate::pipeline::step;
 use crate::pipeline::update::{Sample, merge, samples};
 use crate::rollout::engine::{Completion, Finish};
 use crate::selfplay::advantage::Baseline;
@@ -26,6 +29,7 @@ use crate::selfplay::parse;
 use crate::selfplay::prompt::Format;
 use crate::selfplay::reward::{Extremes, InductionReward};
 use crate::selfplay::task::{Config, Pair, Role, Task, TaskKind};
+use crate::weights::model_files::ModelFiles;
 
 fn task(kind: TaskKind, num_pairs: usize) -> Task {
     let pair = |i: usize| Pair { input: i.to_string(), output: format!("'{i}'") };
@@ -409,4 +413,12 @@ fn induction_programs_come_from_abduction_and_deduction_alike() {
         (0..64).map(|_| buffers.induction_source(&mut rng, uniform).expect("there are two").message.clone()).collect();
     assert_eq!(drawn.into_iter().collect::<Vec<_>>(), ["a", "d"]);
     assert!(Buffers::new(1).induction_source(&mut rng, uniform).is_none());
+}
+
+#[test]
+fn the_embedded_models_samples_decode_on_the_device() {
+    let model = ModelFiles::embedded().expect("it is there");
+    let codec = Codec::new(Arc::new(model.tokenizer.clone()), Format::Compact, None).expect("the embedded vocabulary");
+    let rules = step::rules(&RunConfig::default(), &model, Format::Compact, &codec);
+    assert!(rules.stop_tokens.iter().all(|stops| (1..=MAX_STOPS).contains(&stops.len())), "{:?}", rules.stop_tokens);
 }
