@@ -225,6 +225,7 @@ fn preset_text(preset: Preset) -> &'static str {
              [train]\n\
              learning_rate = 2e-5\n\
              final_norm_rate = 1000\n\
+             micro_batch_tokens = 2048\n\
              beta2 = 0.95\n\
              entropy_coef = 0.0\n\
              loss_aggregation = \"sequence_mean\"\n\

@@ -73,7 +73,8 @@ pub struct TrainConfig {
     /// Learning rate, constant.
     pub learning_rate: f64,
     /// Factor of the learning rate for the norm before the head. Its weights are the scale of all logits: how sure the model
-    /// is. At the rate that suits matrices a small model becomes surer of single answers long before it does in general.
+    /// is. At the rate that suits matrices a small model becomes surer of single answers long before it does in general. The
+    /// norm's weight decay has the factor as well.
     pub final_norm_rate: f64,
     /// AdamW: decay of the first moment.
     pub beta1: f64,
@@ -224,6 +225,9 @@ pub struct EvalConfig {
     pub temperature: f64,
 }
 
+/// Most that the last norm may change a step, whose weights are about 1, unless everything may change by more.
+const MAX_RATE: f64 = 0.05;
+
 impl Default for EvalConfig {
     fn default() -> Self {
         EvalConfig { every_steps: 0, suites: vec!["builtin".to_owned()], num_builtin: 32, limit: 0, temperature: 0.0 }
@@ -351,6 +355,13 @@ impl Config {
         in_range("train.eps", t.eps, 1e-16, 1.0)?;
         in_range("train.weight_decay", t.weight_decay, 0.0, 1.0)?;
         in_range("train.final_norm_rate", t.final_norm_rate, 0.0, 1e6)?;
+        let last = t.learning_rate * t.final_norm_rate;
+        if last > MAX_RATE.max(t.learning_rate) {
+            return Err(Error::config(format!(
+                "train.learning_rate times train.final_norm_rate is {last:.2}: the last norm would change by that much a step"
+            ))
+            .with_hint(format!("lower train.final_norm_rate, so that it is at most {MAX_RATE}")));
+        }
         in_range("train.grad_clip", t.grad_clip, 0.0, 1e9)?;
         in_range("train.clip_low", t.clip_low, 0.0, 1.0)?;
         in_range("train.clip_high", t.clip_high, 0.0, 1e9)?;

@@ -28,6 +28,7 @@ fn errors_are_one_line_with_a_hint_and_their_exit_code() {
         (vec!["--out", out, "--set", "selfplay.batchsize=2"], 3, "did you mean `selfplay.batch_size`?"),
         (vec!["--out", out, "--set", "steps"], 2, "hint: write --set key=value"),
         (vec!["--out", out, "--set", "train.learning_rate=fast"], 3, "train.learning_rate"),
+        (vec!["--out", out, "--set", "train.learning_rate=1e-4"], 3, "train.final_norm_rate is 0.10"),
         (vec!["--out", out, "--set", "rollout.temperature=0"], 3, "rollout.temperature is 0"),
         (vec!["--out", out, "--config", unknown], 3, "did you mean `train.learning_rate`?"),
         (vec!["--out", out, "--config", bad_toml], 3, "bad.toml is not TOML"),

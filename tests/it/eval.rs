@@ -190,6 +190,7 @@ fn a_run_that_collapses_goes_back_to_its_last_healthy_checkpoint() {
         "selfplay.seed_factor=1",
         "selfplay.num_probes=2",
         "train.learning_rate=0.1",
+        "train.final_norm_rate=1",
         "alarm.patience=2",
         "alarm.on_collapse=rollback",
         "checkpoint.every_steps=1",
