@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::exec::literal::answers_equal;
 use crate::exec::pool::Pool;
 use crate::exec::protocol::{Call, Outcome, Profile, Request, Verdict};
+use crate::exec::source::{is_allowed, is_one_call};
 use crate::exec::value::Value;
 use crate::pipeline::judge::Judge;
 use crate::selfplay::reward::InductionReward;
@@ -46,6 +47,15 @@ pub fn grade(pool: &Pool, work: &[(&Item, Vec<Option<String>>)]) -> Result<(Vec<
     let mut grades = Vec::new();
     for (i, (item, answers)) in work.iter().enumerate() {
         match &item.question {
+            Question::Task(task) if takes_expressions(task) => {
+                for (j, answer) in answers.iter().enumerate() {
+                    match answer.as_ref().map(|a| expression_call(task, a)) {
+                        Some(Some(request)) => outbox.push_back((tag(i, j), request)),
+                        Some(None) => scores[i][j] = Score { detail: "no arguments".to_owned(), ..Score::default() },
+                        None => scores[i][j] = no_answer(),
+                    }
+                }
+            }
             Question::Task(task) => {
                 let answers: Vec<_> = answers.iter().enumerate().map(|(j, a)| (tag(i, j), a.clone())).collect();
                 grades.extend(judge.submit(i as u64, task, &answers, &mut outbox));
@@ -103,11 +113,26 @@ fn passed(verdict: &Verdict) -> Score {
     if let Some(rejection) = &verdict.rejection {
         return Score { detail: rejection.to_string(), ..Score::default() };
     }
-    let failed = verdict.calls.iter().find(|o| !matches!(o, Outcome::Value { .. }));
+    let failed = verdict.calls.iter().find(|o| !matches!(o, Outcome::Value { matches, .. } if *matches != Some(false)));
     match failed {
+        Some(Outcome::Value { .. }) => Score::of(false),
         Some(outcome) => Score { detail: outcome.to_string(), ..Score::default() },
         None => Score { detail: "all tests passed".to_owned(), ..Score::of(true) },
     }
+}
+
+/// Whether a task asks for an input that self-play's rules cannot judge: its own is no list of literals, or its program is not
+/// within the policy. Public suites have a few, and run them all.
+fn takes_expressions(task: &Task) -> bool {
+    task.kind == TaskKind::Abduction && (Value::parse_args(&task.pairs[0].input).is_err() || !is_allowed(&task.program))
+}
+
+/// A run of such a task's program on an answer, or none where the answer is more than arguments.
+fn expression_call(task: &Task, answer: &str) -> Option<Request> {
+    let args = format!("f({})", answer.trim());
+    let call = Call { args: args.clone(), expect: Some(task.gold_output().to_owned()) };
+    let request = Request { program: task.program.clone(), calls: vec![call], profile: Profile::Run };
+    is_one_call(&args, "f").then_some(request)
 }
 
 /// The answer as a whole program: a completion follows the stub, a program of its own stands after it.
@@ -142,6 +167,11 @@ pub fn on_visible(question: &Question, answer: &str, compare: bool) -> Option<Re
         expect: expect.filter(|_| compare).map(str::to_owned),
     };
     let request = match question {
+        Question::Task(task) if takes_expressions(task) => {
+            let mut request = expression_call(task, answer)?;
+            request.calls[0].expect = request.calls[0].expect.take().filter(|_| compare);
+            request
+        }
         Question::Task(task) if task.kind == TaskKind::Abduction => Request {
             program: task.program.clone(),
             calls: vec![call(answer, Some(task.gold_output()))],

@@ -100,6 +100,21 @@ pub fn with_entry_point(source: &str, rule: FunctionRule) -> Result<String, Stri
     }
 }
 
+/// Whether a source is one call of a name, and nothing beside it.
+pub fn is_one_call(source: &str, of: &str) -> bool {
+    let found = with_tree(source, |module| match module.suite().as_slice() {
+        [Stmt::Expr(only)] => match &*only.value {
+            Expr::Call(call) => {
+                call.range().len().to_usize() == source.len()
+                    && matches!(&*call.func, Expr::Name(name) if name.id.as_str() == of)
+            }
+            _ => false,
+        },
+        _ => false,
+    });
+    found.unwrap_or(false)
+}
+
 struct CountDefs(usize);
 
 impl<'a> Visitor<'a> for CountDefs {
