@@ -505,11 +505,17 @@ pub fn set_cpu_timer(millis: u64) -> io::Result<()> {
         .map(drop)
 }
 
+/// Lowers limits for good; one that is lower already stays.
 fn set_limits(limits: &[(libc::__rlimit_resource_t, u64)]) -> io::Result<()> {
     for (resource, value) in limits {
-        let limit = libc::rlimit { rlim_cur: *value, rlim_max: *value };
-        // SAFETY: the limit is read during the call only.
-        check(i64::from(unsafe { libc::setrlimit(*resource, &limit) }))?;
+        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the limit is written and read during the calls only.
+        unsafe {
+            check(i64::from(libc::getrlimit(*resource, &raw mut limit)))?;
+            let value = (*value).min(limit.rlim_max);
+            limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+            check(i64::from(libc::setrlimit(*resource, &limit)))?;
+        }
     }
     Ok(())
 }

@@ -355,13 +355,17 @@ fn run_job(warm: &Warm<'_>, job: &Job, slot: &Slot) -> JobResult {
             result.calls[*at] = outcome;
         }
         done += known;
-        if known == 0 && death == Death::Foreign && killed < CHILD_TRIES {
+        if known == 0 && matches!(death, Death::Foreign | Death::NotEntered) && killed < CHILD_TRIES {
             std::thread::sleep(CHILD_PAUSE * (1 << killed));
             killed += 1;
         } else if known == 0 {
             let outcome = match death {
                 Death::Own(outcome) => outcome,
                 Death::None | Death::Foreign => Outcome::Crash,
+                Death::NotEntered => {
+                    result.no_child = Some("a process cannot enter its sandbox".to_owned());
+                    break;
+                }
             };
             let late = matches!(outcome, Outcome::TimeoutCpu | Outcome::TimeoutWall);
             let until = if job.stop_when_late && late { order.len() } else { done + 1 };
@@ -379,8 +383,10 @@ enum Death {
     None,
     /// By its program.
     Own(Outcome),
-    /// By a signal that no program can bring about, or before there was a program.
+    /// By a signal that no program can bring about.
     Foreign,
+    /// Before there was a program.
+    NotEntered,
 }
 
 /// A child, after some time if the machine has no room for one now.
@@ -435,7 +441,7 @@ fn run_child(
             Death::Own(Outcome::TimeoutCpu)
         }
         Ending::Killed(libc::SIGKILL | libc::SIGTERM | libc::SIGINT | libc::SIGHUP | libc::SIGQUIT) => Death::Foreign,
-        Ending::Exited(EXIT_NOT_ENTERED) => Death::Foreign,
+        Ending::Exited(EXIT_NOT_ENTERED) => Death::NotEntered,
         _ => Death::Own(Outcome::Crash),
     };
     let peak = if death == Death::Own(Outcome::OutOfMemory) { job.limits.memory_bytes } else { peak };

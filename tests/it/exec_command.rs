@@ -103,7 +103,7 @@ fn lines_are_answered_while_input_is_open() {
 }
 
 #[test]
-fn the_shells_stack_limit_decides_no_verdict() {
+fn the_shells_limits_decide_no_verdict() {
     // Each level of Python takes twenty of native code.
     let deep = "def f(x):\n    deepest = 0\n    def g(n):\n        nonlocal deepest\n        deepest = max(deepest, n)\n\
                 \x20       h = map(g, [n + 1])\n        for _ in range(20): h = map(int, h)\n        return len(list(h))\n\
@@ -120,6 +120,12 @@ fn the_shells_stack_limit_decides_no_verdict() {
             String::from_utf8_lossy(&output.stdout)
         );
     }
+    // Nor does a limit of processor time that is lower than a child's own.
+    let script = "ulimit -t 20 && printf '%s\\n' \"$1\" | exec \"$0\" exec --executors 1";
+    let line = json!({"program": "def f(x): return x", "input": "1"}).to_string();
+    let output =
+        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_azr"), &line]).output().expect("sh is there");
+    assert_eq!(lines(&output)[0]["verdict"], "value");
 }
 
 #[test]
