@@ -7,7 +7,7 @@ pub mod corpus;
 pub mod generator;
 pub mod grammar;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::model::forward::Decoder;
 use crate::model::params::ParamTable;
 use crate::train::loss::{TrainSeq, nll_sequence};
 use crate::train::optim::{OptimConfig, Trainer};
-use crate::weights::model_files::embedded_generation_config;
+use crate::weights::model_files::{ModelFiles, embedded_generation_config};
 use crate::weights::safetensors::{StoredAs, to_bytes};
 use crate::weights::spec::{Family, ModelSpec};
 use crate::{Error, Result};
@@ -45,8 +45,8 @@ pub struct PretrainConfig {
     pub batch_tokens: usize,
     /// Highest learning rate.
     pub learning_rate: f64,
-    /// Shape.
-    pub spec: ModelSpec,
+    /// Model to go on from, or random weights of the [embedded model's shape](embedded_spec).
+    pub weights: Option<PathBuf>,
     /// Compute threads.
     pub num_threads: usize,
     /// Executors.
@@ -91,8 +91,11 @@ pub struct Progress {
 /// When the executor or the disk fails, or the training diverges.
 pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progress)) -> Result<()> {
     let codec = Arc::new(corpus::compact_codec(Tokenizer::embedded())?);
-    let weights = ParamTable::new(&config.spec).init(&config.spec, config.seed);
-    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, config.spec.clone(), &weights, true)?;
+    let (spec, weights) = match &config.weights {
+        Some(path) => known(path)?,
+        None => (embedded_spec(), ParamTable::new(&embedded_spec()).init(&embedded_spec(), config.seed)),
+    };
+    let decoder = Decoder::new(CpuBackend::new(config.num_threads)?, spec.clone(), &weights, true)?;
     let optim = OptimConfig {
         beta2: 0.95,
         weight_decay: 0.1,
@@ -104,7 +107,7 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
     let start = Instant::now();
     let (send, receive) = crossbeam::channel::bounded(CHUNKS_AHEAD);
     let pool = Pool::start(&config.pool)?;
-    let (seed, max_len) = (config.seed, config.spec.max_position_embeddings);
+    let (seed, max_len) = (config.seed, spec.max_position_embeddings);
     let writer = std::thread::spawn(move || -> Result<()> {
         for chunk in 0.. {
             let documents = corpus::documents(&pool, &codec, seed, chunk)?;
@@ -145,7 +148,7 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
     drop(receive);
     writer.join().map_err(|_| Error::failure("the thread that writes documents has died"))??;
     let model = to_bytes(&trainer.weights()?, StoredAs::Bf16)?;
-    let mut described = config.spec.to_config();
+    let mut described = spec.to_config();
     described["torch_dtype"] = "bfloat16".into();
     described["eos_token_id"] = 1.into();
     let files = vec![
@@ -156,6 +159,17 @@ pub fn train(config: &PretrainConfig, out: &Path, mut report: impl FnMut(Progres
         ("tokenizer_config.json".to_owned(), azr_tokenizer::EMBEDDED_CONFIG.to_vec()),
     ];
     publish_folder(out, files.into_iter().map(|(name, bytes)| (name, Content::Bytes(bytes))).collect())
+}
+
+/// Shape and weights of a model that has the embedded vocabulary.
+fn known(path: &Path) -> Result<(ModelSpec, Vec<Vec<f32>>)> {
+    let model = ModelFiles::open(path)?;
+    if model.spec.vocab_size != azr_tokenizer::train::VOCAB_SIZE {
+        return Err(Error::config(format!("{} has another vocabulary than the embedded model", path.display()))
+            .with_hint("documents are made of its tokens: go on from a checkpoint of the embedded model"));
+    }
+    let weights = ParamTable::new(&model.spec).load(&model.tensors)?;
+    Ok((model.spec, weights))
 }
 
 /// Rises linearly, stays, falls linearly to zero.

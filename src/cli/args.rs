@@ -545,6 +545,9 @@ pub struct PretrainArgs {
     /// Folder for the model
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+    /// Model of this vocabulary to go on from [default: random weights]
+    #[arg(long, value_name = "MODEL", conflicts_with_all = ["evaluate", "vocabulary"])]
+    pub weights: Option<PathBuf>,
     /// Tokens to train on
     #[arg(long, value_name = "N", default_value_t = 16_000_000)]
     pub tokens: u64,

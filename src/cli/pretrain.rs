@@ -25,7 +25,7 @@ pub fn pretrain(args: &PretrainArgs) -> Result<()> {
         num_tokens: args.tokens,
         batch_tokens: 8192,
         learning_rate: args.learning_rate,
-        spec: pretrain::embedded_spec(),
+        weights: args.weights.clone(),
         num_threads,
         pool: PoolConfig { num_workers: num_threads, ..PoolConfig::default() },
     };

@@ -21,6 +21,8 @@ fn errors_are_one_line_with_a_hint_and_their_exit_code() {
     let unknown = dir.path().join("unknown.toml");
     std::fs::write(&unknown, "[train]\nlearning_rat = 1e-4").expect("written");
     let unknown = unknown.to_str().expect("UTF-8");
+    let fixture = crate::fixture::folder("qwen2");
+    let fixture = fixture.to_str().expect("UTF-8");
     for (args, code, says) in [
         (vec!["--steps", "many"], 2, "invalid value 'many'"),
         (vec!["--no-such-flag"], 2, "unexpected argument"),
@@ -39,6 +41,7 @@ fn errors_are_one_line_with_a_hint_and_their_exit_code() {
         (vec!["--resume", out, "--preset", "tiny"], 2, "cannot be used with"),
         (vec!["--out", out, "--set", "executor.memory_mib=4200"], 3, "executor.memory_mib"),
         (vec!["--resume", out], 3, "hint: --resume takes the directory of a run"),
+        (vec!["pretrain", "--out", out, "--weights", fixture], 3, "another vocabulary than the embedded model"),
     ] {
         let output = run(&args);
         expect_code(&output, code);
