@@ -158,7 +158,8 @@ impl<'a, B: Backend + Clone> Bench<'a, B> {
         }
         sizes.batch = args.batch.unwrap_or(sizes.batch);
         sizes.context = args.context.unwrap_or(sizes.context).min(spec.max_position_embeddings - 1);
-        sizes.length = args.length.unwrap_or(sizes.length).min(spec.max_position_embeddings);
+        // A prompt and a response.
+        sizes.length = args.length.unwrap_or(sizes.length).clamp(2, spec.max_position_embeddings.max(2));
         sizes.sequences = args.sequences.unwrap_or(sizes.sequences);
         let mut bench = Bench { b, args, spec, sizes, machine: Gpu { memory_bytes: 0.0, bandwidth: 0.0, flops: 0.0 } };
         bench.machine.bandwidth = bench.bandwidth()?;
