@@ -17,8 +17,10 @@ type Wrong = fn(&[PyObjectRef]) -> bool;
 /// Closes the gaps in regular expressions, before other modules have made theirs.
 pub fn install_expressions(vm: &VirtualMachine) -> PyResult<()> {
     let scope = run_shim(vm, EXPRESSIONS)?;
-    if let Ok(pattern) = scope.globals.get_item("pattern", vm)?.downcast::<PyType>() {
-        pattern.set_attr(vm.ctx.intern_str("findall"), scope.globals.get_item("findall", vm)?);
+    for (class, method) in [("pattern", "findall"), ("match", "groups"), ("match", "groupdict")] {
+        let class = scope.globals.get_item(class, vm)?.downcast::<PyType>();
+        let class = class.map_err(|_| vm.new_type_error("no type"))?;
+        class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(method, vm)?);
     }
     Ok(())
 }
@@ -33,12 +35,16 @@ pub fn install(vm: &VirtualMachine) -> PyResult<Scope> {
     for (class, method, name) in [
         (types.str_type, "expandtabs", "expandtabs"),
         (types.bool_type, "__format__", "format_bool"),
+        (types.bool_type, "__round__", "round_bool"),
         (types.dict_type, "__reversed__", "reversed_dict"),
         (types.dict_keys_type, "__reversed__", "reversed_dict"),
         (types.dict_values_type, "__reversed__", "reversed_dict"),
         (types.dict_items_type, "__reversed__", "reversed_dict"),
     ] {
         class.set_attr(vm.ctx.intern_str(method), patch(name)?);
+    }
+    if let Ok(deque) = patch("deque")?.downcast::<PyType>() {
+        deque.set_attr(vm.ctx.intern_str("remove"), patch("remove")?);
     }
     guard(vm, types.float_type, "__format__", patch("format_float")?, |args| !ends_with(args, &["f", "F", "%"]));
     guard(vm, types.int_type, "__format__", patch("format_int")?, |args| ends_with(args, &["e", "E", "g", "G"]));

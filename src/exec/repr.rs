@@ -158,8 +158,8 @@ fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
     }
-    // Rust's debug text knows which code points are assigned and visible; a letter before it keeps accents as they are.
-    !c.is_whitespace() && !format!("{:?}", format!("a{c}")).contains("\\u")
+    // Rust's debug text knows which code points are assigned and visible; behind a letter it keeps accents as they are.
+    !c.is_whitespace() && !format!("a{c}").escape_debug().to_string().contains("\\u")
 }
 
 fn write_str(text: &str, out: &mut String) {

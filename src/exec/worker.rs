@@ -228,8 +228,9 @@ fn warm_up(vm: &VirtualMachine, turned: bool) -> PyResult<Warm<'_>> {
     let last_pop: PyObjectRef = patched.globals.get_item("pop", vm)?;
     sandbox::start_arena(ARENA_BYTES, true);
     import(vm, COLD_MODULES);
-    // What is drawn without a seed is the same in all zygotes of all executors.
+    // What is drawn without a seed is the same in all zygotes of all executors. Native JSON writes control characters wrong.
     run_and_keep(vm, "import random\nrandom.seed(0)\n");
+    run_and_keep(vm, "import json.encoder as e\ne.encode_basestring_ascii = e.py_encode_basestring_ascii\n");
     let start_clocks = patched.globals.get_item("stop_clocks", vm)?.call((), vm)?;
     identity::install(vm, turned)?;
     sandbox::start_arena(ARENA_BYTES, true);

@@ -1,8 +1,30 @@
 # Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; a
 # str's width counts after the cut, and its characters are no bytes; floats without a type letter keep a digit behind the
 # point, and exponents have no thousands; a bool is written as a number where there is a format; what is stripped or swapped
-# may lie beyond ASCII; tabs may have no width; a dict's order can be turned after a deletion. And how a set that gives its
+# may lie beyond ASCII; tabs may have no width; a dict's order can be turned after a deletion; what is
+# inserted by its key is itself; a rounded bool is a number. And how a set that gives its
 # members in another order takes one off, and what makes clocks stand still.
+import bisect, collections, itertools
+def insort_right(a, x, lo=0, hi=None, *, key=None, plain=bisect.insort_right):
+    hi = len(a) if hi is None else hi
+    if key is None:
+        return plain(a, x, lo, hi)
+    a.insert(bisect.bisect_right(a, key(x), lo, hi, key=key), x)
+def insort_left(a, x, lo=0, hi=None, *, key=None, plain=bisect.insort_left):
+    hi = len(a) if hi is None else hi
+    if key is None:
+        return plain(a, x, lo, hi)
+    a.insert(bisect.bisect_left(a, key(x), lo, hi, key=key), x)
+bisect.insort = bisect.insort_right = insort_right
+bisect.insort_left = insort_left
+def permutations(iterable, r=None, plain=itertools.permutations):
+    return plain(iterable, r)
+itertools.permutations = permutations
+deque = collections.deque
+def remove(self, value, /, plain=collections.deque.remove):
+    plain(self, value)
+def round_bool(self, ndigits=None, /):
+    return int(self).__round__() if ndigits is None else int(self).__round__(ndigits)
 def fromkeys(cls, iterable, value=None, /):
     d = cls()
     for key in iterable:
