@@ -87,7 +87,7 @@ thread_local! {
     static MET: RefCell<BTreeMap<i64, usize>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-/// Members of a set, from the last that was met to the first.
+/// Members of a set, from the last that was met to the first. So every two change places, but one in the middle stays.
 fn last_to_first(object: &PyObject, vm: &VirtualMachine) -> PyResult<Vec<PyObjectRef>> {
     let members = match (object.downcast_ref::<PySet>(), object.downcast_ref::<PyFrozenSet>()) {
         (Some(set), _) => set.elements(),
@@ -100,10 +100,11 @@ fn last_to_first(object: &PyObject, vm: &VirtualMachine) -> PyResult<Vec<PyObjec
             let next = met.len();
             *met.entry(hash).or_insert(next)
         };
-        hashes.into_iter().map(&mut rank).zip(members).collect()
+        hashes.into_iter().map(&mut rank).zip(members).enumerate().collect()
     });
-    ranked.sort_by_key(|(rank, _)| std::cmp::Reverse(*rank));
-    Ok(ranked.into_iter().map(|(_, member)| member).collect())
+    // Members of equal hash go by their places.
+    ranked.sort_by_key(|(place, (rank, _))| std::cmp::Reverse((*rank, *place)));
+    Ok(ranked.into_iter().map(|(_, (_, member))| member).collect())
 }
 
 fn reversed_text(object: &PyObject, vm: &VirtualMachine) -> PyResult<PyStrRef> {
