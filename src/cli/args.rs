@@ -15,7 +15,7 @@ Examples:
   azr --steps 20                               train the embedded model for 20 steps
   azr --weights Qwen2.5-Coder-3B --preset paper-3b --out runs/coder
   azr --resume runs/coder                      go on with a run, bit for bit
-  azr --set selfplay.batch_size=16 --set train.learning_rate=1e-4
+  azr --set selfplay.batch_size=16 --set rollout.hold_entropy=0
   echo '{\"text\": \"def f(x):\"}' | azr score --weights Qwen2.5-Coder-3B
   echo '{\"program\": \"def f(x): return x\", \"input\": \"1\"}' | azr exec
 

@@ -262,7 +262,8 @@ mod tests {
     fn later_layers_win_and_origins_are_kept() {
         let dir = tempfile::tempdir().expect("a folder");
         let file = dir.path().join("c.toml");
-        std::fs::write(&file, "steps = 7\nseed = 7\n[train]\nlearning_rate = 1\n").expect("written");
+        std::fs::write(&file, "steps = 7\nseed = 7\n[train]\nlearning_rate = 1\nfinal_norm_rate = 1\n")
+            .expect("written");
         let file = file.to_string_lossy().into_owned();
         let layers =
             resolve(&["--config", &file, "--set", "seed=8", "--set", "steps=8", "--steps", "9"]).expect("good");

@@ -319,7 +319,7 @@ fn a_run_with_every_safeguard_is_resumed_to_the_bit() {
 fn the_temperature_follows_entropy_in_rollout_and_trainer_and_survives_a_resumption() {
     let dir = tempfile::tempdir().expect("a folder");
     let (whole, parts) = (dir.path().join("whole"), dir.path().join("parts"));
-    let sets = ["rollout.hold_entropy=1", "train.final_norm_rate=4000"];
+    let sets = ["rollout.hold_entropy=1", "train.final_norm_rate=2400"];
     train(&whole, 13, &sets);
     train(&parts, 11, &sets);
     expect_code(&run(&["--resume", text(&parts), "--steps", "13"]), 0);
