@@ -13,7 +13,7 @@ use crate::exec::value::Value;
 const MAX_PRODUCT: f64 = 100.0;
 /// Floats below this are whole numbers of 64 bits when rounded.
 const MAX_I64: f64 = (1u64 << 63) as f64;
-/// No float has more digits behind the point than twice this, and none is changed where it has fewer than these.
+/// With more places the interpreter's own way is right.
 const MAX_PLACES: usize = 300;
 
 /// Puts these operations in the place of the interpreter's own.

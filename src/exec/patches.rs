@@ -18,9 +18,7 @@ type Wrong = fn(&[PyObjectRef]) -> bool;
 pub fn install_expressions(vm: &VirtualMachine) -> PyResult<()> {
     let scope = run_shim(vm, EXPRESSIONS)?;
     for (class, method) in [("pattern", "findall"), ("match", "groups"), ("match", "groupdict")] {
-        let class = scope.globals.get_item(class, vm)?.downcast::<PyType>();
-        let class = class.map_err(|_| vm.new_type_error("no type"))?;
-        class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(method, vm)?);
+        set_method(vm, &scope, class, method)?;
     }
     Ok(())
 }
@@ -43,9 +41,7 @@ pub fn install(vm: &VirtualMachine) -> PyResult<Scope> {
     ] {
         class.set_attr(vm.ctx.intern_str(method), patch(name)?);
     }
-    if let Ok(deque) = patch("deque")?.downcast::<PyType>() {
-        deque.set_attr(vm.ctx.intern_str("remove"), patch("remove")?);
-    }
+    set_method(vm, &scope, "deque", "remove")?;
     guard(vm, types.float_type, "__format__", patch("format_float")?, |args| !ends_with(args, &["f", "F", "%"]));
     guard(vm, types.int_type, "__format__", patch("format_int")?, |args| ends_with(args, &["e", "E", "g", "G"]));
     guard(vm, types.str_type, "__format__", patch("format_str")?, |args| text(args, 1).is_none_or(|s| s.contains('.')));
@@ -56,6 +52,14 @@ pub fn install(vm: &VirtualMachine) -> PyResult<Scope> {
         guard(vm, types.str_type, name, patch(name)?, |args| text(args, 0).is_some_and(|s| !s.is_ascii()));
     }
     Ok(scope)
+}
+
+/// Gives a class that a shim names the method of that name.
+fn set_method(vm: &VirtualMachine, scope: &Scope, class: &str, method: &'static str) -> PyResult<()> {
+    let class = scope.globals.get_item(class, vm)?.downcast::<PyType>();
+    let class = class.map_err(|_| vm.new_type_error("a shim names no class"))?;
+    class.set_attr(vm.ctx.intern_str(method), scope.globals.get_item(method, vm)?);
+    Ok(())
 }
 
 /// The argument's text; None where it is no str, or has surrogates.

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 const MIN_LEN: usize = 1 << 14;
 /// Most that lies unused, in floats: 2 GiB.
 const MAX_UNUSED: usize = 1 << 29;
-
 /// An array serves for so many times fewer floats: the lengths of a step's last piece are always new ones.
 const MAX_WASTE: usize = 8;
 

@@ -1,9 +1,8 @@
-# Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; a
-# str's width counts after the cut, and its characters are no bytes; floats without a type letter keep a digit behind the
-# point, and exponents have no thousands; a bool is written as a number where there is a format; what is stripped or swapped
-# may lie beyond ASCII; tabs may have no width; a dict's order can be turned after a deletion; what is
-# inserted by its key is itself; a rounded bool is a number. And how a set that gives its
-# members in another order takes one off, and what makes clocks stand still.
+# Gaps of RustPython 0.5.0. `fromkeys` is also called on instances; a str's width counts after the cut, and its characters are
+# no bytes; floats without a type letter keep a digit behind the point, and exponents have no thousands; a bool is written as a
+# number where there is a format, and rounded to one; what is stripped or swapped may lie beyond ASCII; tabs may have no width;
+# a dict's order can be turned after a deletion; what is inserted by its key is itself; `r` has a name; what is removed is not
+# returned. And how a set that gives its members in another order takes one off, and what makes clocks stand still.
 import bisect, collections, itertools
 def insort_right(a, x, lo=0, hi=None, *, key=None, plain=bisect.insort_right):
     hi = len(a) if hi is None else hi
